@@ -1,0 +1,36 @@
+"""The networks that come with the package: trained weights, no download."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from safetensors import torch as safetensors
+from torch import nn
+
+from feature_atlas.errors import RequestError, did_you_mean
+from feature_atlas_worker.builtin.draw import CLASSES
+from feature_atlas_worker.builtin.network import INPUT_SIZE, MEAN, STD, DemoNetwork
+
+#: Names of the channels of ``builtin:demo``'s layer ``classifier``.
+CLASS_NAMES = CLASSES
+
+RGB = tuple[float, float, float]
+
+
+def names() -> tuple[str, ...]:
+    """The names that :func:`load` takes, without ``builtin:``."""
+    return ("demo",)
+
+
+def load(name: str) -> tuple[nn.Module, RGB, RGB, tuple[int, int]]:
+    """(network in evaluation mode with fp32 weights, mean [3], std [3], input (height, width) in pixels).
+
+    Raises:
+        RequestError: there is no such network.
+    """
+    if name not in names():
+        raise RequestError(f"no built-in network {name!r}{did_you_mean(name, names())} (there are: {', '.join(names())})")
+    network = DemoNetwork(len(CLASSES))
+    stored = resources.files(__package__).joinpath(f"{name}.safetensors").read_bytes()
+    network.load_state_dict({key: tensor.float() for key, tensor in safetensors.load(stored).items()})
+    return network.eval(), MEAN, STD, INPUT_SIZE
