@@ -70,7 +70,7 @@ class Picture(Record):
 class Manifest(Record):
     """Everything that makes a picture trustworthy and repeatable.  Deterministic: run facts live in :class:`Run`."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     job: Job
     job_id: str
     seed: int
@@ -108,7 +108,7 @@ class Run(Record):
 class SideCar(Record):
     """``manifests/...json``: the manifest, the file it came from, and run facts."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     manifest: Manifest
     #: SHA-256 and size of the PNG.
     sha256: Sha256
@@ -119,7 +119,7 @@ class SideCar(Record):
 class Failure(Record):
     """``errors/...json``: the last failure of a job."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     unit: Unit
     job_id: str
     error: str

@@ -19,7 +19,7 @@ from feature_atlas.spec import Job, ModelRef, Name, Recipe, Record, Unit
 class AtlasFile(Record):
     """``atlas.json``: which network this atlas shows.  Written first, never changed."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     model: ModelRef
     license: str = "CC-BY-4.0"
 
@@ -53,7 +53,7 @@ class LayerPlan(Record):
 class PlanFile(Record):
     """``plans/<digest>.json``: one request, layers x variants of one model."""
 
-    schema_version: Literal[1] = Field(1, alias="schema")
+    schema_version: Literal[1] = Field(default=1, alias="schema")
     #: Digest of the ModelRef in ``atlas.json``; another one does not belong to this atlas.
     model: str
     layers: tuple[LayerPlan, ...] = Field(min_length=1)

@@ -1,0 +1,85 @@
+"""What the surroundings decide and no request can: the ``FEATURE_ATLAS_*`` environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from feature_atlas.errors import RequestError, did_you_mean
+
+PREFIX = "FEATURE_ATLAS_"
+
+
+class Settings(BaseModel):
+    """Each field is the environment variable ``FEATURE_ATLAS_<FIELD>``; lists are separated by commas."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    broker: str = Field("", description="URL of the message broker, e.g. redis://queue:6379/0")
+    allowed_stores: tuple[str, ...] = Field(
+        (),
+        description="URL prefixes of atlases that a queue worker may read and write, e.g. s3://atlases/,/data/atlases;"
+        " a message that names another place is refused",
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        (), description="hosts that weights may be downloaded from besides PyTorch's own"
+    )
+    allowed_models: tuple[str, ...] = Field(
+        (),
+        description="prefixes of python:MODULE:FACTORY models that may be imported, e.g. python:mynets:;"
+        " importing runs that module's code",
+    )
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
+    batch: int | None = Field(None, ge=1, le=4096, description="channels per batch; by default what the memory holds")
+    fsync: bool = Field(False, description="flush every file of a folder atlas to disk before going on")
+    cache_dir: str = Field("", description="where downloaded weights are kept; by default PyTorch's own cache")
+
+    @field_validator("allowed_stores", "allowed_hosts", "allowed_models", mode="before")
+    @classmethod
+    def _comma_list(cls, value: Any) -> Any:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None, **changes: Any) -> Self:
+        """The settings of this environment; ``changes`` (a command's options) that are not None win.
+
+        Raises:
+            RequestError: a variable holds no possible value.
+        """
+        environ = os.environ if environ is None else environ
+        given: dict[str, Any] = {}
+        for field in cls.model_fields:
+            text = environ.get(PREFIX + field.upper(), "").strip()
+            if text:
+                given[field] = text
+        given.update({field: value for field, value in changes.items() if value is not None})
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            raise RequestError(_sentence(error, cls)) from None
+
+    @classmethod
+    def variables(cls) -> dict[str, str]:
+        """Name -> description of every environment variable, in order."""
+        return {PREFIX + name.upper(): field.description or "" for name, field in cls.model_fields.items()}
+
+    @classmethod
+    def unknown(cls, environ: Mapping[str, str] | None = None) -> list[str]:
+        """One sentence for each ``FEATURE_ATLAS_*`` variable that means nothing here: a likely slip."""
+        environ = os.environ if environ is None else environ
+        known = cls.variables()
+        strange = sorted(name for name in environ if name.startswith(PREFIX) and name not in known)
+        return [f"the environment variable {name} means nothing{did_you_mean(name, known)}" for name in strange]
+
+
+def _sentence(error: ValidationError, cls: type[Settings]) -> str:
+    first = error.errors(include_url=False)[0]
+    field = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return f"no setting {field!r}{did_you_mean(field, cls.model_fields)}"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[:1].lower() + message[1:]
+    return f"{PREFIX}{field.upper()}={first['input']!r}: {message} ({cls.model_fields[field].description})"
