@@ -1,0 +1,103 @@
+"""Weights over HTTP: bounded, and kept in torch's own cache where they are published ones."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import re
+import secrets
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+
+from feature_atlas.errors import RequestError, StoreError
+
+log = logging.getLogger(__name__)
+
+#: The largest published weights have 2.6 GB (ViT-H/14, RegNetY-128GF).
+MAX_BYTES = 8 * 2**30
+#: Seconds without a byte.
+TIMEOUT = 60.0
+_CHUNK = 2**20
+
+
+def http_get(url: str, *, limit: int = MAX_BYTES) -> bytes:
+    """The bytes behind an http(s) URL.
+
+    Raises:
+        RequestError: the server has no such file, or it has more than ``limit`` bytes.
+        StoreError: it cannot be reached, or the transfer broke.
+    """
+    if not url.lower().startswith(("http://", "https://")):
+        raise RequestError(f"cannot download {url!r}: http:// and https:// only")
+    request = urllib.request.Request(url, headers={"User-Agent": "feature-atlas"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            declared = response.headers.get("Content-Length")
+            if declared is not None and int(declared) > limit:
+                raise _too_large(url, limit)
+            data = bytearray()
+            while chunk := response.read(_CHUNK):
+                data += chunk
+                if len(data) > limit:
+                    raise _too_large(url, limit)
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403, 404, 410):
+            raise RequestError(f"cannot download {url}: the server says {error.code} {error.reason}") from None
+        raise StoreError(f"cannot download {url}: the server says {error.code} {error.reason}") from error
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = getattr(error, "reason", None) or error
+        raise StoreError(f"cannot download {url} ({reason}): check the network, or give a local file") from error
+    if declared is not None and len(data) != int(declared):
+        raise StoreError(f"cannot download {url}: it ended after {len(data)} of {declared} bytes")
+    return bytes(data)
+
+
+def cached(url: str) -> bytes:
+    """The bytes of a file that torchvision publishes, from torch's cache or downloaded into it.
+
+    The file's name carries the first digits of its SHA-256: a cached file with another one is downloaded again.
+
+    Raises:
+        StoreError: it cannot be downloaded, or what came is not what its name says.
+    """
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    wanted = re.search(r"-([0-9a-f]{8,})\.", path.name)
+    prefix = wanted[1] if wanted else ""
+    if path.exists():
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest().startswith(prefix):
+            return data
+        log.warning("%s is damaged; it is downloaded again", path)
+    try:
+        data = http_get(url)
+    except RequestError as error:  # published weights that are gone for now: the request was right
+        raise StoreError(str(error)) from error
+    found = hashlib.sha256(data).hexdigest()
+    if not found.startswith(prefix):
+        raise StoreError(f"what {url} sent has SHA-256 {found[:16]}..., not {prefix}: it was altered on the way")
+    _keep(path, data)
+    return data
+
+
+def _too_large(url: str, limit: int) -> RequestError:
+    return RequestError(f"cannot download {url}: it has more than {limit} bytes")
+
+
+def _keep(path: Path, data: bytes) -> None:
+    """Writes the file into the cache in one move; a cache that cannot be written to only costs time."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+    except OSError as error:
+        log.warning("cannot keep %s: %s", path, error.strerror or error)
+        temporary.unlink(missing_ok=True)
