@@ -1,0 +1,214 @@
+"""The loop: Adam on the spectrum under a schedule that was drawn before it.
+
+No policy, no random state; history and the best picture stay on the device.  Signs: ``loss = -score + weighted
+penalties`` and no other minus sign.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from feature_atlas.spec import Recipe
+from feature_atlas_worker import measure, objectives, params, regularizers, transforms
+from feature_atlas_worker.gradients import RedirectedReLU
+from feature_atlas_worker.network import Network
+
+#: How often a blocked gradient is looked for after the first ``redirect`` steps.
+WATCH = 8
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What came out of one batch.  B images: ``recipe.images`` consecutive ones per job."""
+
+    image: Tensor  # [B, 3, H, W] in [0, 1], the chosen one
+    initial: Tensor  # [B, 3, H, W]
+    last: Tensor  # [B, 3, H, W]
+    best_step: Tensor  # [B]
+    history: Tensor  # [steps, B, 4]: loss, mean, max, min of the values seen
+    blocked: Tensor  # [B] True where the last gradient was all zero
+
+
+class Stopped(Exception):
+    """The caller asked to stop between two steps; nothing is lost but the batch in hand."""
+
+
+def learning_rates(recipe: Recipe) -> list[float]:
+    """Adam's step size at every step: a cosine from the first to ``learning_rate_end`` of it."""
+    last = max(1, recipe.steps - 1)
+    low = recipe.learning_rate_end
+    shares = (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * t / last)) for t in range(recipe.steps))
+    return [recipe.learning_rate * share for share in shares]
+
+
+def unit_rms(gradient: Tensor) -> Tensor:
+    """Each image's gradient at unit root mean square; an all-zero one stays zero.  [B, 3, h, w].
+
+    Divides by the greatest magnitude first, so that neither 1e-30 nor 1e30 is lost in the square, and a factor of
+    two in the network's weights changes no bit.
+    """
+    peak = gradient.abs().amax((1, 2, 3), keepdim=True)
+    gradient = gradient / torch.where(peak > 0, peak, torch.ones_like(peak))
+    rms = (gradient**2).mean((1, 2, 3), keepdim=True).sqrt()
+    return gradient / torch.where(rms > 0, rms, torch.ones_like(rms))
+
+
+class Ascent:
+    """One batch of independent optimisations of one layer."""
+
+    def __init__(self, network: Network, recipe: Recipe, channels: Sequence[int], seeds: Sequence[int]) -> None:
+        self.network, self.recipe, device = network, recipe, network.device
+        self.channels = torch.tensor(list(channels), device=device).repeat_interleave(recipe.images)  # [B]
+        drawn = transforms.schedule(recipe, seeds)
+        self.schedule = transforms.Schedule(drawn.theta.to(device), drawn.blur.to(device), drawn.cut.to(device))
+        self.parameters = params.init(recipe, seeds).to(device)
+        self.first_moment = torch.zeros_like(self.parameters)
+        self.second_moment = torch.zeros_like(self.parameters)
+        self.fine = params.Parameterization(recipe, recipe.size, device)
+        coarse = params.coarse_size(recipe.size, recipe.coarse)
+        self.coarse = params.Parameterization(recipe, coarse, device) if recipe.coarse_steps else self.fine
+        count = len(self.channels)
+        self.history = torch.zeros(recipe.steps, count, 4, device=device)
+        self.blocked = torch.zeros(count, dtype=torch.bool, device=device)
+        self.best = torch.full((count,), -math.inf, device=device)
+        self.best_image = torch.zeros(count, 3, *recipe.size, device=device)
+        self.best_step = torch.zeros(count, dtype=torch.long, device=device)
+
+    def run(self, stop: Callable[[], bool] | None = None, on_step: Callable[[int, int], None] | None = None) -> Trace:
+        """The whole optimisation.
+
+        Raises:
+            Stopped: ``stop()`` said so between two steps.
+        """
+        recipe = self.recipe
+        initial = params.to_image(self.parameters, recipe)
+        rates = learning_rates(recipe)
+        judged = self._checkpoints()
+        redirect: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        for step in range(recipe.steps):
+            if stop is not None and stop():
+                raise Stopped
+            if step == 0 or step == recipe.redirect or (step > recipe.redirect and step % WATCH == 0):
+                redirect = self._redirect(step)
+            if step in judged:
+                self._judge(step)
+            with redirect:
+                image_gradient = self._objective_gradient(step)
+            self._update(step, rates[step], self._parameter_gradient(step, image_gradient))
+            if on_step is not None:
+                on_step(step + 1, recipe.steps)
+        last = params.to_image(self.parameters, recipe)
+        if recipe.pick == "best":
+            self._judge(recipe.steps)
+        else:
+            self.best_image, self.best_step = last, torch.full_like(self.best_step, recipe.steps)
+        return Trace(self.best_image, initial, last, self.best_step, self.history, self.blocked)
+
+    def _checkpoints(self) -> set[int]:
+        if self.recipe.pick == "last":
+            return set()
+        # With a decaying step size the end is nearly always best; one earlier look guards against a late collapse.
+        return {max(1, round(self.recipe.steps * 0.8))}
+
+    def _redirect(self, step: int) -> contextlib.AbstractContextManager[object]:
+        """Redirected ReLUs for the images that may use them in the next steps.
+
+        An image's permission depends on its own past only: the batch does not show in the picture.
+        """
+        if step < self.recipe.redirect:
+            return RedirectedReLU(torch.ones_like(self.blocked))
+        if self.recipe.redirect_always and bool(self.blocked.any()):
+            return RedirectedReLU(self.blocked.clone())
+        return contextlib.nullcontext()
+
+    def _basis(self, step: int) -> tuple[params.Parameterization, float]:
+        if step < self.recipe.coarse_steps:
+            return self.coarse, self.coarse.size[0] / self.recipe.size[0]
+        return self.fine, 1.0
+
+    def _picture(self, step: int, parameters: Tensor) -> Tensor:
+        sigma = self.schedule.cut[step].expand(len(parameters)) if any(self.recipe.cut) else None
+        return self._basis(step)[0](parameters, sigma)
+
+    def _view(self, step: int, picture: Tensor) -> Tensor:
+        """What the network sees at this step.  [B, 3, h, w] -> [B, 3, h', w']."""
+        recipe, (basis, share) = self.recipe, self._basis(step)
+        out = transforms.padded(basis.size, recipe.pad, share)
+        view = transforms.affine(picture, self.schedule.theta[step], out, recipe.fill)
+        if any(recipe.blur) or any(recipe.blur_random):
+            view = transforms.blur(view, self.schedule.blur[step] * share)
+        return view
+
+    def _objective_gradient(self, step: int) -> Tensor:
+        """d loss / d picture without the smoothness penalty; at unit RMS where penalties are relative."""
+        recipe = self.recipe
+        with torch.no_grad():
+            self._shown = self._picture(step, self.parameters)
+        picture = self._shown.requires_grad_()
+        activations = self.network(self._view(step, picture))
+        chosen = objectives.values(activations, self.channels, recipe)
+        loss = -objectives.score(chosen, recipe)
+        relative = recipe.penalties == "relative"
+        sameness = regularizers.similarity(activations, recipe.images) if recipe.diversity else None
+        if sameness is not None and not relative:
+            loss = loss + recipe.diversity * sameness.repeat_interleave(recipe.images) / recipe.images
+        (gradient,) = torch.autograd.grad(loss.sum(), picture, retain_graph=sameness is not None and relative)
+        self._record(step, loss, chosen)
+        self.blocked = gradient.flatten(1).abs().amax(1) == 0
+        if not relative:
+            return gradient
+        gradient = unit_rms(gradient)
+        if sameness is not None:
+            (apart,) = torch.autograd.grad(sameness.sum(), picture)
+            weight = recipe.diversity * sameness.detach().clamp(min=0).repeat_interleave(recipe.images)
+            gradient = gradient + weight[:, None, None, None] * unit_rms(apart)
+        return gradient
+
+    def _parameter_gradient(self, step: int, image_gradient: Tensor) -> Tensor:
+        """Adds the smoothness penalty and goes back through colour and Fourier."""
+        recipe = self.recipe
+        parameters = self.parameters.detach().requires_grad_()
+        picture = self._picture(step, parameters)
+        surrogate = (picture * image_gradient).sum()
+        if recipe.total_variation:
+            penalty = (
+                regularizers.total_variation if recipe.penalties == "relative" else regularizers.total_variation_mean
+            )
+            surrogate = surrogate + recipe.total_variation * penalty(picture).sum()
+        (gradient,) = torch.autograd.grad(surrogate, parameters)
+        return gradient
+
+    @torch.no_grad()
+    def _update(self, step: int, rate: float, gradient: Tensor) -> None:
+        """Adam (Kingma & Ba 2015), epsilon 1e-8 outside the bias correction's root."""
+        one, two = self.recipe.betas
+        self.first_moment.lerp_(gradient, 1 - one)
+        self.second_moment.mul_(two).addcmul_(gradient, gradient, value=1 - two)
+        root = self.second_moment.sqrt().div_(math.sqrt(1 - two ** (step + 1))).add_(1e-8)
+        self.parameters.addcdiv_(self.first_moment, root, value=-rate / (1 - one ** (step + 1)))
+
+    @torch.no_grad()
+    def _record(self, step: int, loss: Tensor, chosen: Tensor) -> None:
+        row = self.history[step]
+        row[:, 0] = loss
+        row[:, 1] = objectives.measure(chosen, self.recipe)
+        row[:, 2] = chosen.amax(1)
+        row[:, 3] = chosen.amin(1)
+
+    @torch.no_grad()
+    def _judge(self, step: int) -> None:
+        """Keeps this picture where it beats the kept one on the clean view and fixed held-out views."""
+        image = params.to_image(self.parameters, self.recipe)
+        clean = measure.activation(self.network, image, self.channels, self.recipe)
+        robust = measure.robust(self.network, image, self.channels, self.recipe, measure.JUDGES).mean(1)
+        merit = self.recipe.sign * (clean + robust)
+        better = merit > self.best
+        self.best = torch.where(better, merit, self.best)
+        self.best_image = torch.where(better[:, None, None, None], image, self.best_image)
+        self.best_step = torch.where(better, step, self.best_step)

@@ -1,0 +1,74 @@
+"""How a dead unit is woken: Lucid's redirected ReLU, for any network, per image.
+
+Where a ReLU blocks the *whole* gradient of an image, the gradient is let through at those negative inputs that it
+would push up (lucid/misc/redirected_relu_grad.py:90-114).  An image may use it only while its own flag is set, so
+its picture does not depend on its neighbours in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+class _Redirected(torch.autograd.Function):
+    """Clamp to [0, ceiling] whose blocked gradient is redirected for the images in ``allow`` [B] (0 or 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, allow: Tensor, ceiling: float | None, inplace: bool) -> Tensor:
+        below = x <= 0
+        above = x >= ceiling if ceiling is not None else None
+        ctx.save_for_backward(below, above, allow)
+        if not inplace:
+            return x.clamp(0, ceiling)
+        ctx.mark_dirty(x)
+        return x.clamp_(0, ceiling)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        below, above, allow = ctx.saved_tensors
+        (grad,) = grads  # d loss / d output: negative pushes the activation up
+        blocked = below if above is None else below | above
+        normal = grad.masked_fill(blocked, 0)
+        outward = below & (grad > 0)
+        if above is not None:
+            outward = outward | (above & (grad < 0))
+        redirected = grad.masked_fill(outward, 0)
+        whole = (normal.flatten(1) == 0).all(1) & (allow > 0)
+        return torch.where(whole.view(-1, *[1] * (grad.ndim - 1)), redirected, normal), None, None, None
+
+
+_RELU = {F.relu, torch.relu, Tensor.relu}
+_RELU_INPLACE = {F.relu_, torch.relu_, Tensor.relu_}
+_RELU6 = {F.relu6}
+
+
+class RedirectedReLU(TorchFunctionMode):
+    """While active, every ReLU and ReLU6 (module or functional, in place or not) redirects for ``allow``."""
+
+    def __init__(self, allow: Tensor) -> None:
+        super().__init__()
+        #: 1 for the images that may redirect.  [B]
+        self.allow = allow
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:  # fmt: skip
+        """Replaces the rectifiers, passes everything else on."""
+        kwargs = dict(kwargs or {})
+        ceiling = 6.0 if func in _RELU6 else None
+        if ceiling is None and func not in _RELU and func not in _RELU_INPLACE:
+            return func(*args, **kwargs)
+        x = args[0] if args else kwargs["input"]
+        # Windowed attention and the like fold other axes into the first: only whole images can be told apart.
+        if not x.requires_grad or x.shape[0] % len(self.allow):
+            return func(*args, **kwargs)
+        inplace = func in _RELU_INPLACE or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
+        allow = self.allow.repeat_interleave(x.shape[0] // len(self.allow))
+        return _Redirected.apply(x, allow, ceiling, inplace)

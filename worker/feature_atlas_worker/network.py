@@ -1,0 +1,88 @@
+"""A network seen from one layer: ``picture -> activations``, normalised, cut at the layer, frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from feature_atlas.errors import RequestError
+from feature_atlas.spec import Recipe
+from feature_atlas_worker.activations import count_calls, frozen, tap
+from feature_atlas_worker.inspect import layer_layout
+from feature_atlas_worker.objectives import canonical
+from feature_atlas_worker.transforms import padded
+
+
+class Model(Protocol):
+    """What the renderer needs of a model: the network and its normalisation, one object."""
+
+    module: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    input_size: tuple[int, int]
+
+
+class Network:
+    """``picture in [0, 1] [B, 3, h, w] -> activations [B, C, h', w']`` in fp32; use :func:`open_network`."""
+
+    def __init__(
+        self, model: Model, layer: str, recipe: Recipe, run: object, layout: str, device: torch.device
+    ) -> None:
+        self.model, self.layer, self.layout, self.device = model, layer, layout, device
+        self._run = run
+        self._mean = torch.tensor(model.mean, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(model.std, device=device).view(1, -1, 1, 1)
+        self._resample = recipe.network_size
+        self.channels = 0
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        """The target layer's activations.  [B, 3, h, w] -> [B, C, h', w']."""
+        if self._resample is not None and picture.shape[-2:] != self._resample:
+            picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
+        # fp32 where it matters: only the network itself may run in half precision.
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            activations = self._run((picture - self._mean) / self._std)  # type: ignore[operator]
+        return canonical(activations, self.layout)
+
+
+@contextmanager
+def open_network(model: Model, layer: str, recipe: Recipe, device: torch.device) -> Iterator[Network]:
+    """The network cut at ``layer``; the model is put back as found.
+
+    Raises:
+        RequestError: no such layer, it has no channels, or a picture of this size is too small for it.
+    """
+    with frozen(model.module) as module:
+        module.to(device)
+        layout, _ = layer_layout(module, layer, model.input_size)
+        size = recipe.network_size or padded(recipe.size, recipe.pad)
+        probe = torch.zeros(1, len(model.mean), *size, device=device)
+        try:
+            calls = count_calls(module, layer, probe)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise _refused(layer, size, model, error) from None
+        if not calls:
+            raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
+        with tap(module, layer, calls) as run:
+            network = Network(model, layer, recipe, run, layout, device)
+            with torch.no_grad():
+                activations = network(probe)
+            if activations[0].numel() == 0:
+                raise _refused(layer, size, model, None)
+            network.channels = activations.shape[1]
+            yield network
+
+
+def _refused(layer: str, size: tuple[int, int], model: Model, error: Exception | None) -> RequestError:
+    reason = f" ({str(error).splitlines()[0][:160]})" if error and str(error) else ""
+    return RequestError(
+        f"a picture of {size[0]} x {size[1]} px does not pass this network up to layer {layer!r}{reason}:"
+        f" set a larger size, e.g. --set size={max(model.input_size)}"
+    )

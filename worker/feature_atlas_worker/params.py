@@ -1,0 +1,118 @@
+"""What is optimised: ``(parameters) -> picture``, in a Fourier or pixel basis with decorrelated colour.
+
+After Olah, Mordvintsev & Schubert 2017 and lucid/optvis/param; all in fp32.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from feature_atlas.spec import Recipe
+
+#: Square root of the colour covariance of ImageNet, scaled to unit greatest row norm (lucid/optvis/param/color.py:24).
+_COLOUR = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
+COLOUR = _COLOUR / _COLOUR.norm(dim=0).max()
+
+
+def stream(seed: int, *labels: object) -> torch.Generator:
+    """A CPU random stream that depends on the seed and the labels alone."""
+    text = "\0".join(("feature-atlas/stream/1", str(seed), *map(str, labels)))
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(number)
+
+
+def init(recipe: Recipe, seeds: Sequence[int]) -> Tensor:
+    """Start parameters, image by image from its own seed.
+
+    ``recipe.images`` consecutive images per seed: [B, 3, H, W//2+1, 2] (fourier) or [B, 3, H, W] (pixel), CPU.
+    """
+    height, width = recipe.size
+    shape = (3, height, width // 2 + 1, 2) if recipe.parameterization == "fourier" else (3, height, width)
+    drawn = [
+        torch.randn(shape, generator=stream(seed, "start", n)) * recipe.init_std
+        for seed in seeds
+        for n in range(recipe.images)
+    ]
+    return torch.stack(drawn)
+
+
+def coarse_size(size: tuple[int, int], share: float) -> tuple[int, int]:
+    """(height, width) at a share of the resolution, at least 8 px, even."""
+    height, width = (max(8, 2 * round(side * share / 2)) for side in size)
+    return height, width
+
+
+class Spectrum:
+    """Turns Fourier parameters into pictures of one resolution; holds its constants on the device."""
+
+    def __init__(self, recipe: Recipe, size: tuple[int, int], device: torch.device | str) -> None:
+        full_height, full_width = recipe.size
+        self.size = height, width = size
+        # Cycles per full-resolution pixel: a coarse picture is the band-limited fine one.
+        self.rows = torch.fft.fftfreq(height, full_height / height, device=device)  # [H]
+        self.columns = torch.fft.rfftfreq(width, full_width / width, device=device)  # [W//2+1]
+        frequency = (self.rows[:, None] ** 2 + self.columns[None, :] ** 2).sqrt()
+        floor = 1.0 / max(full_height, full_width)
+        # A unitary transform keeps steps in pixels and in frequencies comparable (lucid spatial.py:73); a coarse
+        # one is shorter and needs its amplitude back.  /4 keeps the sigmoid out of saturation (spatial.py:86).
+        shorter = math.sqrt(height * width / (full_height * full_width))
+        self.scale = shorter / (4.0 * frequency.clamp(min=floor) ** recipe.decay)
+        self.square_frequency = frequency**2
+        self._full = (full_height, full_width // 2 + 1)
+
+    def block(self, spectrum: Tensor) -> Tensor:
+        """The part of a full spectrum that this resolution can show.  [B, 3, H', W', 2] -> [B, 3, h, w//2+1, 2]."""
+        height, width = self.size
+        if (height, width // 2 + 1) == self._full:
+            return spectrum
+        top = (height + 1) // 2
+        columns = spectrum[..., : width // 2 + 1, :]
+        return torch.cat((columns[:, :, :top], columns[:, :, self._full[0] - (height - top) :]), dim=2)
+
+    def low_pass(self, sigma: Tensor) -> Tensor:
+        """Transfer function of a Gaussian blur of ``sigma`` full-resolution pixels.  [B] -> [B, 1, h, w//2+1]."""
+        return torch.exp(-2.0 * (math.pi * sigma[:, None, None, None]) ** 2 * self.square_frequency)
+
+    def picture(self, parameters: Tensor, sigma: Tensor | None) -> Tensor:
+        """Decorrelated colour planes before the squash.  [B, 3, H, W//2+1, 2] -> [B, 3, h, w]."""
+        scale = self.scale if sigma is None else self.scale * self.low_pass(sigma)
+        spectrum = torch.view_as_complex(self.block(parameters).contiguous()) * scale
+        return torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
+
+
+class Parameterization:
+    """``(parameters, sigma) -> picture`` for one recipe and resolution."""
+
+    def __init__(self, recipe: Recipe, size: tuple[int, int], device: torch.device | str) -> None:
+        self.size = size
+        self.spectrum = Spectrum(recipe, size, device) if recipe.parameterization == "fourier" else None
+        self.full = recipe.size
+        self.colour = COLOUR.to(device) if recipe.decorrelate else None
+
+    def planes(self, parameters: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Red, green and blue before the squash.  [B, 3, ...] -> [B, 3, h, w]."""
+        if self.spectrum is not None:
+            planes = self.spectrum.picture(parameters, sigma)
+        elif self.size != self.full:
+            planes = torch.nn.functional.interpolate(parameters, self.size, mode="area")
+        else:
+            planes = parameters
+        return planes if self.colour is None else torch.einsum("ij,bjhw->bihw", self.colour, planes)
+
+    def __call__(self, parameters: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """The picture, RGB in [0, 1].  [B, 3, ...] -> [B, 3, h, w].
+
+        ``sigma`` [B] low-passes the spectrum, in full-resolution pixels; it is ignored for pixels.
+        """
+        return torch.sigmoid(self.planes(parameters, sigma))
+
+
+def to_image(parameters: Tensor, recipe: Recipe) -> Tensor:
+    """The finished picture, RGB in [0, 1].  [B, 3, ...] -> [B, 3, H, W]."""
+    sigma = torch.full((len(parameters),), recipe.cut[1], device=parameters.device) if recipe.cut[1] else None
+    return Parameterization(recipe, recipe.size, parameters.device)(parameters, sigma)

@@ -1,0 +1,118 @@
+"""What the picture must be robust to: a schedule drawn before the loop, applied as one resampling.
+
+Pad, jitter, scale, rotate and jitter again compose into one affine map per image and step, one bilinear
+``grid_sample``, grey outside.  Peers chain several lossy resamplings and share one draw over the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from feature_atlas.spec import Recipe
+from feature_atlas_worker.params import stream
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Every random number of the loop, as data."""
+
+    #: Maps output to input coordinates, both in [-1, 1] (``affine_grid``).  [steps, B, 2, 3]
+    theta: Tensor
+    #: Blur of what the network sees, sigma in full-resolution pixels.  [steps, B]
+    blur: Tensor
+    #: Low-pass of the spectrum, coarse to fine, sigma in full-resolution pixels.  [steps]
+    cut: Tensor
+
+
+def matrices(
+    size: tuple[int, int], out: tuple[int, int], jitter: Tensor, scale: Tensor, degrees: Tensor, again: Tensor
+) -> Tensor:
+    """Affine maps for ``affine_grid`` out of pixel shifts [..., 2] (x, y), factors [...] and degrees [...].
+
+    A point moves by ``jitter``, then scales and rotates about the centre, then moves by ``again``.  -> [..., 2, 3]
+    """
+    angle = torch.deg2rad(degrees)
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    # Inverse of rotate-and-scale: output to input, in pixels from the centre.
+    linear = torch.stack((torch.stack((cos, sin), -1), torch.stack((-sin, cos), -1)), -2)  # [..., 2, 2]
+    shift = -(linear @ again[..., None])[..., 0] - jitter
+    half_in = torch.tensor([size[1] / 2, size[0] / 2])
+    half_out = torch.tensor([out[1] / 2, out[0] / 2])
+    linear = linear * half_out / half_in[:, None]
+    return torch.cat((linear, (shift / half_in)[..., None]), -1)
+
+
+def _pick(values: Sequence[float], draw: str, uniform: Tensor) -> Tensor:
+    if draw == "choice":
+        table = torch.tensor(values, dtype=uniform.dtype)
+        return table[(uniform * len(values)).long().clamp(max=len(values) - 1)]
+    low, high = min(values), max(values)
+    return low + (high - low) * uniform
+
+
+def schedule(recipe: Recipe, seeds: Sequence[int]) -> Schedule:
+    """The whole transform schedule; each image's part depends on its own seed only.  On the CPU."""
+    steps, size = recipe.steps, recipe.size
+    uniform = torch.stack(
+        [torch.rand(steps, 7, generator=stream(seed, "views", n)) for seed in seeds for n in range(recipe.images)], 1
+    )  # [steps, B, 7]
+    t = torch.linspace(0.0, 1.0, steps)[:, None] if steps > 1 else torch.zeros(1, 1)
+    strength = recipe.transform_ramp[0] + (recipe.transform_ramp[1] - recipe.transform_ramp[0]) * t  # [steps, 1]
+    jitter, again = (2 * uniform[..., i : i + 2] - 1 for i in (0, 2))
+    scale = 1 + (_pick(recipe.scale, recipe.draw, uniform[..., 4]) - 1) * strength
+    degrees = _pick(recipe.rotate, recipe.draw, uniform[..., 5]) * strength
+    theta = matrices(
+        size, (size[0] + 2 * recipe.pad, size[1] + 2 * recipe.pad),
+        jitter * recipe.jitter[0] * strength[..., None], scale, degrees, again * recipe.jitter[1] * strength[..., None],
+    )  # fmt: skip
+    annealed = recipe.blur[0] + (recipe.blur[1] - recipe.blur[0]) * t  # [steps, 1]
+    drawn = recipe.blur_random[0] + (recipe.blur_random[1] - recipe.blur_random[0]) * uniform[..., 6]
+    cut = (recipe.cut[0] + (recipe.cut[1] - recipe.cut[0]) * t)[:, 0]
+    return Schedule(theta, (annealed**2 + drawn**2).sqrt(), cut)
+
+
+def held_out(recipe: Recipe, count: int) -> Schedule:
+    """Fixed views that no optimisation sees: shift 16/128 of the size, 10 degrees, scale 0.9 to 1.1, blur 1 px."""
+    uniform = torch.rand(count, 4, generator=stream(0, "held-out"))
+    reach = torch.tensor([recipe.size[1], recipe.size[0]]) / 8.0
+    theta = matrices(
+        recipe.size, recipe.size, (2 * uniform[:, :2] - 1) * reach, 0.9 + 0.2 * uniform[:, 2],
+        20 * uniform[:, 3] - 10, torch.zeros(count, 2),
+    )  # fmt: skip
+    return Schedule(theta[:, None], torch.ones(count, 1), torch.zeros(count))
+
+
+def affine(image: Tensor, theta: Tensor, out: tuple[int, int], fill: float) -> Tensor:
+    """One bilinear resampling; ``fill`` outside.  [B, 3, h, w], [B, 2, 3] -> [B, 3, *out]."""
+    grid = F.affine_grid(theta, [len(image), 3, *out], align_corners=False)
+    # Zero outside is exact for the shifted picture, whatever the fill.
+    return F.grid_sample(image - fill, grid, mode="bilinear", padding_mode="zeros", align_corners=False) + fill
+
+
+def blur(image: Tensor, sigma: Tensor) -> Tensor:
+    """Gaussian blur of each image by its own sigma in pixels; 0 leaves it alone.  [B, 3, h, w], [B].
+
+    Two products with banded matrices: batched, differentiable, deterministic, and any sigma costs the same.
+    Rows are normalised, so the border keeps its brightness.
+    """
+    height, width = image.shape[-2:]
+    return _bands(height, sigma) @ image @ _bands(width, sigma).transpose(-1, -2)
+
+
+def _bands(length: int, sigma: Tensor) -> Tensor:
+    position = torch.arange(length, device=sigma.device, dtype=sigma.dtype)
+    distance = position[:, None] - position[None, :]
+    weight = torch.exp(-0.5 * (distance / sigma.clamp(min=1e-2)[:, None, None]) ** 2)
+    return (weight / weight.sum(-1, keepdim=True))[:, None]  # [B, 1, length, length]
+
+
+def padded(size: tuple[int, int], pad: int, share: float = 1.0) -> tuple[int, int]:
+    """(height, width) that the network sees of a picture with a grey border."""
+    extra = 2 * math.ceil(pad * share)
+    return size[0] + extra, size[1] + extra
