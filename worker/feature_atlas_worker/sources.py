@@ -151,7 +151,7 @@ def _torchvision(name: str, input_size: tuple[int, int] | None, imagenet: bool) 
         options = {"input_size": input_size}
     try:
         return models.get_model(name, weights=None, **options)
-    except (ValueError, RuntimeError, AssertionError) as error:
+    except (ValueError, AssertionError) as error:
         raise RequestError(f"{name} cannot be made for an input of {input_size}: {error}") from None
 
 

@@ -1,0 +1,234 @@
+"""What a network holds: every layer that can be optimised, found by running it on torch's meta device.
+
+No weights are needed and nothing is computed: shapes only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from feature_atlas.errors import RequestError, did_you_mean
+from feature_atlas.keys import check_name
+from feature_atlas.networks import LayerInfo, Layout, Network
+from feature_atlas_worker import sources
+
+log = logging.getLogger(__name__)
+
+#: A plan holds no larger layer.
+MAX_CHANNELS = 100_000
+_CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
+_CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
+_BATCHES = (2, 3)
+
+_described: WeakKeyDictionary[nn.Module, dict[tuple[int, int], tuple[LayerInfo, ...]]] = WeakKeyDictionary()
+
+
+class _Output(NamedTuple):
+    module: nn.Module
+    shape: tuple[int, ...]
+
+
+def network(name: str, *, allowed: Sequence[str] = ()) -> Network:
+    """The layers of a model by name, and its published weights where there are some.
+
+    Raises:
+        RequestError: unknown model, a factory that is not allowed, or a network that does not run.
+    """
+    if ":" in name:
+        source = sources.build(name, allowed=allowed)
+        return Network(name=name, layers=describe(source.module, source.input_size or (224, 224)))
+    known = sources.published(name)
+    return known if known.layers else torchvision_network(name)
+
+
+def torchvision_network(name: str) -> Network:
+    """As :func:`network`, from torchvision itself and never from the table."""
+    known = sources.from_torchvision(name)
+    size = known.weights[known.default].input_size if known.default else (224, 224)
+    try:
+        with torch.device("meta"):
+            module = sources.build(name, input_size=size).module
+    except NotImplementedError:  # RegNet computes its widths with tensors
+        module = sources.build(name, input_size=size).module
+    return Network(name=name, layers=describe(module, size), weights=known.weights, default=known.default)
+
+
+def describe(module: nn.Module, input_size: tuple[int, int]) -> tuple[LayerInfo, ...]:
+    """Every layer whose output has channels, in the order in which the layers finish.
+
+    A layer that runs several times in one pass is described at its last time; one that never runs is left out, as is
+    an output without a place for the batch or without a channel axis.  The channel axis is the one that stays when
+    the input grows; networks made for one size (ViT, MaxViT) are judged by the kinds of their layers.
+
+    Raises:
+        RequestError: the network does not run at this input size.
+    """
+    sizes = _described.setdefault(module, {})
+    if input_size not in sizes:
+        sizes[input_size] = tuple(_describe(module, input_size))
+    return sizes[input_size]
+
+
+def layer_layout(module: nn.Module, name: str, input_size: tuple[int, int]) -> tuple[Layout, int]:
+    """(layout, channels) of one layer's output.
+
+    Raises:
+        RequestError: no such layer, or none with channels.
+    """
+    layers = {layer.name: layer for layer in describe(module, input_size)}
+    if name in layers:
+        return layers[name].layout, layers[name].channels
+    if name in dict(module.named_modules()):
+        raise RequestError(f"layer {name!r} cannot be shown: it does not run, or its output has no channels")
+    raise RequestError(f"no layer {name!r} in this network{did_you_mean(name, layers)}")
+
+
+def _describe(module: nn.Module, input_size: tuple[int, int]) -> Iterator[LayerInfo]:
+    outputs = _run(module, _BATCHES[0], input_size)
+    grown = (_larger(input_size[0], 64), _larger(input_size[1], 96))
+    try:
+        other = _run(module, _BATCHES[1], grown)
+    except RequestError as error:
+        log.debug("one input size only: %s", error)
+        other = {}
+    seen: dict[tuple[int, ...], Layout] = {}
+    index = 0
+    for name, output in outputs.items():
+        layout = _layout(output, other.get(name), seen)
+        if layout is None or not _is_key(name):
+            log.debug("layer %s %s is left out", name, output.shape)
+            continue
+        seen[output.shape] = layout
+        channels = output.shape[1] if layout in ("NCHW", "flat") else output.shape[-1]
+        if channels <= MAX_CHANNELS:
+            yield LayerInfo(name, kind(output.module), channels, index, layout)
+            index += 1
+
+
+def _layout(output: _Output, other: _Output | None, seen: dict[tuple[int, ...], Layout]) -> Layout | None:
+    """Where the channels are, or None where there are none."""
+    shape = output.shape
+    if len(shape) not in (2, 3, 4) or shape[0] != _BATCHES[0] or 0 in shape:
+        return None
+    if other is not None and (len(other.shape) != len(shape) or other.shape[0] != _BATCHES[1]):
+        return None
+    if len(shape) == 2:
+        return "flat"
+    grew = {axis for axis in range(1, len(shape)) if other is not None and other.shape[axis] != shape[axis]}
+    if len(shape) == 3:
+        return "tokens" if grew <= {1} else None
+    if isinstance(output.module, _CHANNELS_FIRST) or _by_growth(grew) == "NCHW":
+        return "NCHW"
+    if type(output.module) in _CHANNELS_LAST or _by_growth(grew) == "NHWC":
+        return "NHWC"
+    if grew:  # every axis grows: no channels
+        return None
+    # Nothing grew, or only one size was tried: as the layer before it that had this shape; else by the square map.
+    return seen.get(shape) or ("NHWC" if shape[1] == shape[2] != shape[3] else "NCHW")
+
+
+def _by_growth(grew: set[int]) -> Layout | None:
+    if grew and grew <= {2, 3} and grew != {2}:
+        return "NCHW"
+    return "NHWC" if grew and grew <= {1, 2} else None
+
+
+def kind(module: nn.Module) -> str:
+    """What a module is in the field's words: one of ``networks.KINDS``."""
+    name = type(module).__name__
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return "conv"
+    if isinstance(module, nn.Linear):
+        return "linear"
+    if "Attention" in name and "Block" not in name and "Layer" not in name:
+        return "attention"
+    if isinstance(module, nn.modules.batchnorm._NormBase) or (name.endswith(("Norm", "Norm2d", "Norm1d", "GRN"))):
+        return "norm" if not any(True for _ in module.children()) else "block"
+    if type(module).__module__ == nn.ReLU.__module__:
+        return "activation"
+    if "Pool" in name:
+        return "pool"
+    return "block" if any(True for _ in module.children()) else "other"
+
+
+def _run(module: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, _Output]:
+    """The last output of every layer by name, in the order in which they finished."""
+    try:
+        return _record(module, batch, size, torch.device("meta"))
+    except Exception as error:  # reads values, or keeps tensors that are no buffers: run it for real
+        log.debug("not on the meta device: %s", error)
+    tensors = [t for t in (*module.parameters(), *module.buffers()) if not t.is_meta]
+    try:
+        return _record(module, batch, size, tensors[0].device if tensors else torch.device("cpu"))
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise RequestError(
+            f"the network does not run on an input of {size[0]} x {size[1]} px ({reason[:200]})"
+        ) from None
+
+
+def _record(module: nn.Module, batch: int, size: tuple[int, int], device: torch.device) -> dict[str, _Output]:
+    found: dict[str, _Output] = {}
+    names: dict[nn.Module, str] = {m: name for name, m in module.named_modules() if name}
+
+    def hook(layer: nn.Module, _args: Any, output: Any) -> None:
+        while isinstance(output, (tuple, list)) and output:  # attention layers return their weights beside
+            output = output[0]
+        if isinstance(output, Tensor):
+            found.pop(names[layer], None)
+            found[names[layer]] = _Output(layer, tuple(output.shape))
+
+    with _evaluating(module), torch.no_grad():
+        handles = [layer.register_forward_hook(hook) for layer in names]
+        try:
+            picture = torch.zeros(batch, _input_channels(module), *size, device=device)
+            if device.type == "meta":
+                torch.func.functional_call(module, _as_meta(module), (picture,))
+            else:
+                module(picture)
+        finally:
+            for handle in handles:
+                handle.remove()
+    return found
+
+
+def _as_meta(module: nn.Module) -> dict[str, Tensor]:
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    return {name: tensor.detach().to("meta") for name, tensor in tensors}
+
+
+def _input_channels(module: nn.Module) -> int:
+    """How many the first convolution takes; 3 where there is none."""
+    return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    modes = {m: m.training for m in module.modules()}
+    try:
+        module.eval()
+        yield
+    finally:
+        for m, training in modes.items():
+            m.training = training
+
+
+def _larger(pixels: int, by: int) -> int:
+    """A larger size that strides and windows of 32 divide."""
+    return (pixels + by + 31) // 32 * 32
+
+
+def _is_key(name: str) -> bool:
+    try:
+        check_name(name)
+    except RequestError:
+        log.warning("layer %r is left out: its name cannot be a key", name)
+        return False
+    return True
