@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import compress
 
 from feature_atlas.errors import RequestError
 
-_PART = re.compile(r"^\s*(?:(\d+)|(\d*):(\d*)(?::(\d*))?)\s*$")
+_N = r"[0-9]{,9}"
+_PART = re.compile(rf"\s*(?:([0-9]{{1,9}})|({_N}):({_N})(?::({_N}))?)\s*")
 
 
 def parse(text: str, total: int, *, what: str = "this layer") -> tuple[int, ...]:
@@ -18,10 +20,10 @@ def parse(text: str, total: int, *, what: str = "this layer") -> tuple[int, ...]
     Raises:
         RequestError: not a selection, or a channel out of range (with the range).
     """
-    chosen: set[int] = set()
+    chosen = bytearray(total)  # a flag per channel: a hostile text of many overlapping slices stays cheap
     for part in text.split(","):
-        match = _PART.match(part)
-        if match is None or match[4] == "0":
+        match = _PART.fullmatch(part)
+        if match is None or (match[4] and int(match[4]) == 0):
             raise RequestError(f"channels {text!r}: {part.strip()!r} is neither a number nor start:stop:step")
         if match[1] is not None:
             first, stop, step = int(match[1]), int(match[1]) + 1, 1
@@ -30,14 +32,14 @@ def parse(text: str, total: int, *, what: str = "this layer") -> tuple[int, ...]
         if first >= total or stop > total:
             worst = max(first, stop - 1)
             raise RequestError(f"channel {worst} is out of range: {what} has {total} channels, 0 to {total - 1}")
-        chosen.update(range(first, stop, step))
-    if not chosen:
+        chosen[first:stop:step] = b"\1" * len(range(first, stop, step))
+    if not any(chosen):
         raise RequestError(f"channels {text!r} select nothing of {what}, which has {total}")
-    return tuple(sorted(chosen))
+    return tuple(compress(range(total), chosen))
 
 
 def spell(channels: Iterable[int]) -> str:
-    """The shortest canonical text for a set of channels: runs of one step of at least three are slices."""
+    """The canonical text for a set of channels, empty for none: neighbours and runs of at least three are slices."""
     rest, parts = sorted(set(channels)), []
     i = 0
     while i < len(rest):

@@ -37,7 +37,10 @@ class MissingExtraError(RequestError):
     """A command needs a package that the base install lacks."""
 
     def __init__(self, what: str, extra: str) -> None:
-        super().__init__(f"{what} needs more than the reader: pip install 'feature-atlas[{extra}]'")
+        super().__init__(what, extra)  # both, so that the error survives pickling
+
+    def __str__(self) -> str:
+        return f"{self.args[0]} needs more than the reader: pip install 'feature-atlas[{self.args[1]}]'"
 
 
 class PlanConflictError(RequestError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+import struct
+from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from feature_atlas.errors import IntegrityError
-from feature_atlas.spec import Job, Record, Sha256, Unit
+from feature_atlas.spec import Digest, Job, Record, Sha256, Unit, sentence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,11 +28,18 @@ MAX_BYTES = 64 * 2**20
 class Curve(Record):
     """How the optimisation went, thinned to at most 64 points; all of equal length."""
 
-    steps: tuple[int, ...]
+    steps: Annotated[tuple[int, ...], Field(max_length=64)]
     loss: tuple[float, ...]
     mean: tuple[float, ...]
     max: tuple[float, ...]
     min: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _equal_lengths(self) -> Self:
+        lengths = [len(getattr(self, name)) for name in type(self).model_fields]
+        if len(set(lengths)) != 1:
+            raise ValueError(f"the curve's columns differ in length: {lengths}")
+        return self
 
 
 class Activation(Record):
@@ -72,7 +80,7 @@ class Manifest(Record):
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     job: Job
-    job_id: str
+    job_id: Digest
     seed: int
     #: SHA-256 of the weights that were really loaded (of the file, or of the tensors where there is no file).
     weights_sha256: Sha256
@@ -112,7 +120,7 @@ class SideCar(Record):
     manifest: Manifest
     #: SHA-256 and size of the PNG.
     sha256: Sha256
-    bytes: int
+    bytes: Annotated[int, Field(ge=0)]
     run: Run = Run()
 
 
@@ -121,7 +129,7 @@ class Failure(Record):
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     unit: Unit
-    job_id: str
+    job_id: Digest
     error: str
     traceback: str = ""
     host: str = ""
@@ -145,10 +153,14 @@ def load(kind: type[R], data: bytes, what: str) -> R:
         version = raw.get("schema") if isinstance(raw, dict) else None
         if isinstance(version, int) and version > 1:
             raise IntegrityError(f"{what} has schema {version}; this release reads 1: update feature-atlas")
-        return kind.model_validate_json(data)
-    except (ValidationError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise IntegrityError(f"{what} is damaged ({reason})") from None
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        if all(fault["type"] == "extra_forbidden" for fault in error.errors(include_url=False)):
+            newer = f"{what} has an {sentence(error, kind)}: it is damaged, or a newer feature-atlas wrote it"
+            raise IntegrityError(newer) from None
+        raise IntegrityError(f"{what} is damaged ({sentence(error, kind)})") from None
+    except (ValueError, RecursionError) as error:
+        raise IntegrityError(f"{what} is damaged ({error})") from None
 
 
 def pixels_sha256(pixels: NDArray[np.uint8]) -> str:
@@ -175,19 +187,34 @@ def decode_png(data: bytes, what: str) -> tuple[NDArray[np.uint8], Manifest | No
     """(pixels [H, W, 3], embedded manifest or None where the picture carries none).
 
     Raises:
-        IntegrityError: not a PNG, truncated, too large, or its record is damaged.
+        IntegrityError: not a PNG, truncated, too large, altered, or its record is damaged.
     """
-    from PIL import Image, UnidentifiedImageError
+    _check_header(data, what)
+    from PIL import Image
 
-    if len(data) > MAX_BYTES:
-        raise IntegrityError(f"{what} has {len(data)} bytes; a picture has at most {MAX_BYTES}")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise IntegrityError(f"{what} has {image.width} x {image.height} pixels; at most {MAX_PIXELS} are read")
+            image.verify()  # every chunk's checksum up to the last: load() alone reads neither the data's nor the end
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             image.load()
-            text: Any = getattr(image, "text", {})
+            text: dict[str, str] = getattr(image, "text", {})  # at most 1 MiB unpacked: Pillow's MAX_TEXT_CHUNK
             pixels = np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # whatever a decoder raises over a stranger's bytes means the same
         raise IntegrityError(f"{what} is not a whole PNG ({str(error) or type(error).__name__})") from None
-    return pixels, load(Manifest, text[CHUNK].encode(), f"the record in {what}") if CHUNK in text else None
+    if CHUNK not in text:
+        return pixels, None
+    record = load(Manifest, text[CHUNK].encode(), f"the record in {what}")
+    if pixels_sha256(pixels) != record.pixels_sha256[0]:
+        raise IntegrityError(f"{what} shows other pixels than its record says: it was altered")
+    return pixels, record
+
+
+def _check_header(data: bytes, what: str) -> None:
+    """Refuses by size before any decoder runs: a small file can claim a huge picture."""
+    if len(data) > MAX_BYTES:
+        raise IntegrityError(f"{what} has {len(data)} bytes; a picture has at most {MAX_BYTES}")
+    if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
+        raise IntegrityError(f"{what} is not a whole PNG (it has no PNG header)")
+    width, height = struct.unpack(">II", data[16:24])
+    if width * height > MAX_PIXELS:
+        raise IntegrityError(f"{what} has {width} x {height} pixels; at most {MAX_PIXELS} are read")

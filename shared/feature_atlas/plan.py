@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from feature_atlas import channels
 from feature_atlas.errors import PlanConflictError, RequestError, did_you_mean
-from feature_atlas.spec import Job, ModelRef, Name, Recipe, Record, Unit
+from feature_atlas.spec import MAX_CHANNELS, Digest, Job, ModelRef, Name, Recipe, Record, Unit
 
 
 class AtlasFile(Record):
@@ -33,16 +33,17 @@ class LayerPlan(Record):
     #: Position in the order of execution, for sorting.
     index: Annotated[int, Field(ge=0)]
     #: How many channels the layer has.
-    total: Annotated[int, Field(ge=1, le=100_000)]
+    total: Annotated[int, Field(ge=1, le=MAX_CHANNELS)]
     #: Which of them, e.g. ``0:64,100``.
     channels: Annotated[str, Field(max_length=600_000)]
 
-    @field_validator("channels")
-    @classmethod
-    def _bounded(cls, text: str) -> str:
-        if len(text) and text.count(",") > 100_000:
-            raise ValueError("more than 100,000 parts")
-        return text
+    @model_validator(mode="after")
+    def _selects(self) -> Self:
+        try:
+            _ = self.numbers
+        except RequestError as error:
+            raise ValueError(str(error)) from None
+        return self
 
     @functools.cached_property
     def numbers(self) -> tuple[int, ...]:
@@ -55,12 +56,12 @@ class PlanFile(Record):
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     #: Digest of the ModelRef in ``atlas.json``; another one does not belong to this atlas.
-    model: str
+    model: Digest
     layers: tuple[LayerPlan, ...] = Field(min_length=1)
     variants: Mapping[Name, Recipe] = Field(min_length=1)
 
     @model_validator(mode="after")
-    def _distinct_layers(self) -> PlanFile:
+    def _distinct_layers(self) -> Self:
         if len({layer.name for layer in self.layers}) != len(self.layers):
             raise ValueError("a layer is listed twice")
         return self

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from feature_atlas.errors import RequestError, did_you_mean
+from feature_atlas.keys import check_name
 from feature_atlas.spec import RENDERER, Recipe
 
 #: Distill and Lucid rotate by -10..10 degrees, with five more chances of none (lucid/optvis/transform.py:164).
@@ -81,4 +82,4 @@ def variant(text: str, changes: Mapping[str, Any] | None = None) -> tuple[str, R
             " another name is written NAME=PRESET)"
         )
     preset_name, own = VARIANTS[base]
-    return name, preset(preset_name, {**own, **(changes or {})})
+    return check_name(name, "variant"), preset(preset_name, {**own, **(changes or {})})

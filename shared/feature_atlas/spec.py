@@ -17,9 +17,13 @@ from feature_atlas.errors import RequestError, did_you_mean
 
 #: Raised whenever a golden picture moves: a worker with another number hands the job back.
 RENDERER = 1
-#: One path segment of a key.
-NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$"
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=200)]
+#: One path segment of a key: parts joined by single dots, so that it can neither hide nor leave its folder.
+NAME_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
+NAME_LENGTH = 200
+#: Channels are spelt with five digits in every key.
+MAX_CHANNELS = 100_000
+Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=NAME_LENGTH)]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Unity = Annotated[float, Field(ge=0.0, le=1.0)]
 #: (value at the first step, value at the last step), linear between.
@@ -33,7 +37,7 @@ class Record(BaseModel):
 
     def canonical(self) -> bytes:
         """The one JSON spelling of this record: sorted keys, no blanks, defaults left out."""
-        data = self.model_dump(mode="json", exclude_defaults=True)
+        data = _unsigned_zeros(self.model_dump(mode="json", exclude_defaults=True))
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
 
     def digest(self) -> str:
@@ -50,16 +54,34 @@ class Record(BaseModel):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise RequestError(f"{what}: {_sentence(error, cls)}") from None
+            raise RequestError(f"{what}: {sentence(error, cls)}") from None
 
 
-def _sentence(error: ValidationError, cls: type[BaseModel]) -> str:
+def _unsigned_zeros(value: Any) -> Any:
+    """The same JSON with -0.0 as 0.0: they are equal, so they must digest alike."""
+    if isinstance(value, dict):
+        return {key: _unsigned_zeros(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_unsigned_zeros(item) for item in value]
+    return value + 0.0 if isinstance(value, float) else value
+
+
+def sentence(error: ValidationError, cls: type[BaseModel]) -> str:
+    """What is wrong first: ``steps=0: input should be greater than or equal to 1``."""
     first = error.errors(include_url=False)[0]
-    field = ".".join(str(part) for part in first["loc"]) or cls.__name__.lower()
+    field = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
-        fields = sorted(cls.model_fields)
-        return f"unknown field {field!r}{did_you_mean(field, fields)} (fields: {', '.join(fields)})"
-    return f"{field}={first['input']!r}: {first['msg'].removeprefix('Value error, ').lower()}"
+        fields = sorted(info.alias or name for name, info in cls.model_fields.items())
+        known = f"{did_you_mean(field, fields)} (fields: {', '.join(fields)})" if len(first["loc"]) == 1 else ""
+        return f"unknown field {field!r}{known}"
+    if first["type"] == "missing":
+        return f"field {field!r} is missing"
+    if not field:  # a rule between fields: its own words say everything
+        return message
+    given = repr(first["input"])
+    given = given if len(given) <= 80 else f"{given[:77]}..."
+    return f"{field}={given}: {message[:1].lower()}{message[1:]}"
 
 
 class ModelRef(Record):
@@ -77,7 +99,7 @@ class ModelRef(Record):
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     #: (height, width) in pixels that the network was made for; pictures may have another size.
-    input_size: tuple[int, int] = (224, 224)
+    input_size: tuple[Annotated[int, Field(ge=1, le=8192)], Annotated[int, Field(ge=1, le=8192)]] = (224, 224)
 
     @model_validator(mode="after")
     def _known_normalisation(self) -> Self:
@@ -162,7 +184,7 @@ class Recipe(Record):
     keep_initial: bool = False
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
     #: The renderer's generation; presets carry the present one (the default stays 1, see above).
-    renderer: int = 1
+    renderer: Annotated[int, Field(ge=1)] = 1
 
     @field_validator("size", "network_size", mode="before")
     @classmethod
@@ -201,7 +223,7 @@ class Job(Record):
 
     model: ModelRef
     layer: Name
-    channel: Annotated[int, Field(ge=0, lt=100_000)]
+    channel: Annotated[int, Field(ge=0, lt=MAX_CHANNELS)]
     variant: Name
     recipe: Recipe
 
@@ -218,11 +240,14 @@ class Job(Record):
 
     @property
     def seed(self) -> int:
-        """63-bit seed; the same for the same layer and channel of every checkpoint, so that they compare."""
+        """53-bit seed; the same for the same layer and channel of every checkpoint, so that they compare."""
         return seed_of(self.recipe.seed, self.layer, self.channel)
 
 
 def seed_of(base: int, layer: str, channel: int, attempt: int = 0) -> int:
-    """63-bit seed of a job from the recipe's seed, its layer and channel; ``attempt`` > 0 for retries of a dead one."""
+    """53-bit seed of a job from the recipe's seed, its layer and channel; ``attempt`` > 0 for retries of a dead one.
+
+    53 bits are exact in every JSON reader, a browser's included.
+    """
     text = f"feature-atlas/seed/1\0{base}\0{layer}\0{channel}" + (f"\0{attempt}" if attempt else "")
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11
