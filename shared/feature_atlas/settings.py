@@ -18,24 +18,26 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
-    broker: str = Field("", description="URL of the message broker, e.g. redis://queue:6379/0")
+    broker: str = Field(default="", description="URL of the message broker, e.g. redis://queue:6379/0")
     allowed_stores: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="URL prefixes of atlases that a queue worker may read and write, e.g. s3://atlases/,/data/atlases;"
         " a message that names another place is refused",
     )
     allowed_hosts: tuple[str, ...] = Field(
-        (), description="hosts that weights may be downloaded from besides PyTorch's own"
+        default=(), description="hosts that weights may be downloaded from besides PyTorch's own"
     )
     allowed_models: tuple[str, ...] = Field(
-        (),
+        default=(),
         description="prefixes of python:MODULE:FACTORY models that may be imported, e.g. python:mynets:;"
         " importing runs that module's code",
     )
-    device: str = Field("auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
-    batch: int | None = Field(None, ge=1, le=4096, description="channels per batch; by default what the memory holds")
-    fsync: bool = Field(False, description="flush every file of a folder atlas to disk before going on")
-    cache_dir: str = Field("", description="where downloaded weights are kept; by default PyTorch's own cache")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
+    batch: int | None = Field(
+        default=None, ge=1, le=4096, description="channels per batch; by default what the memory holds"
+    )
+    fsync: bool = Field(default=False, description="flush every file of a folder atlas to disk before going on")
+    cache_dir: str = Field(default="", description="where downloaded weights are kept; by default PyTorch's own cache")
 
     @field_validator("allowed_stores", "allowed_hosts", "allowed_models", mode="before")
     @classmethod

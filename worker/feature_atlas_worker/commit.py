@@ -1,0 +1,145 @@
+"""From a finished visualisation to objects in the store, in the order that makes the picture the commit."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Set
+from concurrent.futures import Executor, Future
+from datetime import UTC, datetime
+from itertools import count
+from typing import TypeVar
+
+from feature_atlas import keys, manifest
+from feature_atlas.errors import IntegrityError, ObjectNotFound, StoreError
+from feature_atlas.manifest import Failure, Manifest, Run, SideCar
+from feature_atlas.spec import Job, Unit
+from feature_atlas.store import Store
+from feature_atlas_worker.render import Visualization
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
+_LONGEST_WAIT = 60.0
+
+
+def record(job: Job, seen: Visualization, weights_sha256: str, software: dict[str, str]) -> Manifest:
+    """The record of a finished job."""
+    return Manifest(
+        job=job, job_id=job.id, seed=job.seed, weights_sha256=weights_sha256, status=seen.status, reason=seen.reason,
+        attempts=seen.attempts, activation=seen.activation, best_step=seen.best_step, curve=seen.curve,
+        picture=seen.picture, pixels_sha256=tuple(manifest.pixels_sha256(image) for image in seen.images),
+        software=software,
+    )  # fmt: skip
+
+
+def put(store: Store, seen: Visualization, about: Manifest, run: Run) -> None:
+    """Writes a finished job: further images and the dead marker, then the picture, which commits, then its side-car.
+
+    Raises:
+        StoreError: not committed.
+    """
+    unit = about.unit
+    for n in range(1, len(seen.images)):
+        store.put(keys.image(unit, n), manifest.encode_png(seen.images[n]), content_type="image/png")
+    if seen.initial is not None:
+        store.put(keys.initial(unit), manifest.encode_png(seen.initial), content_type="image/png")
+    if about.status == "dead":
+        store.put(keys.dead(unit), b"")
+    png = manifest.encode_png(seen.images[0], about)
+    store.put(keys.image(unit), png, content_type="image/png")
+    car = SideCar(manifest=about, sha256=hashlib.sha256(png).hexdigest(), bytes=len(png), run=run)
+    try:
+        store.put(keys.manifest(unit), manifest.dump(car), content_type="application/json")
+    except StoreError as error:  # the job is done; whoever reads rebuilds the side-car
+        log.warning("the side-car of %s was not written: %s", unit, error)
+
+
+def put_failure(store: Store, job: Job, error: str, traceback: str, host: str) -> None:
+    """Records the last failure of a job, counting those before it.  Raises StoreError."""
+    key = keys.error(job.unit)
+    try:
+        before = manifest.load(Failure, store.get(key), key).attempts
+    except (ObjectNotFound, IntegrityError):
+        before = 0
+    failure = Failure(
+        unit=job.unit, job_id=job.id, error=error, traceback=traceback, host=host, attempts=before + 1, created=now(),
+    )  # fmt: skip
+    store.put(key, manifest.dump(failure), content_type="application/json")
+
+
+def patiently(action: Callable[[], T], patience: float) -> T:
+    """The action's result, tried again with full jitter for ``patience`` seconds while the store fails.
+
+    Raises:
+        StoreError: it still failed, or in a way that waiting does not heal (no space, no permission).
+    """
+    end = time.monotonic() + patience
+    for attempt in count():
+        try:
+            return action()
+        except StoreError as error:
+            left = end - time.monotonic()
+            if left <= 0 or getattr(error.__cause__, "errno", None) in _HOPELESS:
+                raise
+            wait = min(left, random.uniform(0, min(_LONGEST_WAIT, 0.5 * 2**attempt)))
+            log.warning("%s; trying again in %.1f s", error, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+class Uploads:
+    """Finished jobs on their way to the store, on threads, while the next batch renders."""
+
+    def __init__(
+        self,
+        pool: Executor,
+        store: Store,
+        patience: float,
+        committed: Callable[[Manifest], None],
+        failed_before: Set[Unit] = frozenset(),
+    ) -> None:
+        """``committed`` is called by :meth:`report`, on its caller's thread; success forgets an earlier failure."""
+        self.pool, self.store, self.patience, self.committed = pool, store, patience, committed
+        self.failed_before = failed_before
+        self._pending: deque[tuple[Manifest, Future[None]]] = deque()
+
+    def submit(self, seen: Visualization, about: Manifest, run: Run) -> None:
+        """Begins to write a finished job."""
+        self._pending.append((about, self.pool.submit(self._write, seen, about, run)))
+
+    def _write(self, seen: Visualization, about: Manifest, run: Run) -> None:
+        patiently(lambda: put(self.store, seen, about, run), self.patience)
+        if about.unit in self.failed_before:
+            patiently(lambda: self.store.delete(keys.error(about.unit)), self.patience)
+
+    def report(self, at_most: int | None = None) -> None:
+        """Reports what is committed; waits until ``at_most`` are still on their way, if given.  Raises StoreError."""
+        while self._pending:
+            about, future = self._pending[0]
+            if not future.done() and (at_most is None or len(self._pending) <= at_most):
+                return
+            self._pending.popleft()
+            future.result()
+            self.committed(about)
+
+    def settle(self) -> None:
+        """Waits for everything in hand and reports what arrived.  Raises the first StoreError."""
+        first: StoreError | None = None
+        while self._pending:
+            try:
+                self.report(at_most=0)
+            except StoreError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
+
+def now() -> str:
+    """This moment in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
