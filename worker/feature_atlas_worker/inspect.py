@@ -130,8 +130,12 @@ def _layout(output: _Output, other: _Output | None, seen: dict[tuple[int, ...], 
         return "NHWC"
     if grew:  # every axis grows: no channels
         return None
-    # Nothing grew, or only one size was tried: as the layer before it that had this shape; else by the square map.
-    return seen.get(shape) or ("NHWC" if shape[1] == shape[2] != shape[3] else "NCHW")
+    # Nothing grew, or only one size was tried: as the layer before it that had this shape; else the square is the map.
+    if shape in seen:
+        return seen[shape]
+    if shape[2] == shape[3]:
+        return "NCHW"
+    return "NHWC" if shape[1] == shape[2] else None
 
 
 def _by_growth(grew: set[int]) -> Layout | None:

@@ -194,7 +194,7 @@ def _python(path: str, allowed: Sequence[str]) -> Source:
 
 def is_allowed(path: str, allowed: Sequence[str]) -> bool:
     """Whether ``module:factory`` is allowed: itself, its module, or a package above it."""
-    entries = {entry.removeprefix("python:") for entry in allowed}
+    entries = {entry.removeprefix("python:").rstrip(":") for entry in allowed}
     module = path.partition(":")[0]
     packages = [module[: match.start()] for match in re.finditer(r"\.", module)]
     return not entries.isdisjoint((path, module, *packages))
