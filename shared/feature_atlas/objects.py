@@ -16,7 +16,7 @@ from feature_atlas.errors import RequestError
 
 _KEY = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _PREFIX = re.compile(rf"({_KEY.pattern}/?)?")
-_KEY_LENGTH = 900
+_KEY_LENGTH = 600
 
 
 class ObjectInfo(NamedTuple):
