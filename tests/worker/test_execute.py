@@ -344,7 +344,7 @@ def test_the_model_is_loaded_once_and_freed_before_another() -> None:
 
     with Executor("cpu", render=Renderer(), load=counting) as executor:
         for ref in (MODEL, MODEL, MODEL.model_copy(update={"name": "other"}), MODEL):
-            executor.model(ref, MemoryStore())
+            executor.model(ref, MemoryStore().get)
     assert loaded == ["toy", "other", "toy"]
 
 

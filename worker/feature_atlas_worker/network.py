@@ -15,16 +15,21 @@ from feature_atlas.spec import Recipe
 from feature_atlas_worker.activations import count_calls, frozen, tap
 from feature_atlas_worker.inspect import layer_layout
 from feature_atlas_worker.objectives import canonical
+from feature_atlas_worker.rewrite import private_copy
 from feature_atlas_worker.transforms import padded
 
 
 class Model(Protocol):
     """What the renderer needs of a model: the network and its normalisation, one object."""
 
-    module: nn.Module
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    input_size: tuple[int, int]
+    @property
+    def module(self) -> nn.Module: ...  # noqa: D102
+    @property
+    def mean(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def std(self) -> tuple[float, ...]: ...  # noqa: D102
+    @property
+    def input_size(self) -> tuple[int, int]: ...  # noqa: D102
 
 
 class Network:
@@ -46,7 +51,8 @@ class Network:
             picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
         # fp32 where it matters: only the network itself may run in half precision.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            activations = self._run((picture - self._mean) / self._std)  # type: ignore[operator]
+            normalised = ((picture - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            activations = self._run(normalised)  # type: ignore[operator]
         return canonical(activations, self.layout)
 
 
@@ -57,8 +63,7 @@ def open_network(model: Model, layer: str, recipe: Recipe, device: torch.device)
     Raises:
         RequestError: no such layer, it has no channels, or a picture of this size is too small for it.
     """
-    with frozen(model.module) as module:
-        module.to(device)
+    with frozen(private_copy(model.module, device)) as module:
         layout, _ = layer_layout(module, layer, model.input_size)
         size = recipe.network_size or padded(recipe.size, recipe.pad)
         probe = torch.zeros(1, len(model.mean), *size, device=device)

@@ -1,0 +1,175 @@
+"""The jobs of one group: batch after batch, divided where one fails until the culprit is alone."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from feature_atlas import keys
+from feature_atlas.errors import EnvironmentFault, RequestError
+from feature_atlas.manifest import Manifest, Run
+from feature_atlas.spec import Job, Unit
+from feature_atlas.store import Store
+from feature_atlas_worker import commit
+from feature_atlas_worker.batches import is_shortage
+from feature_atlas_worker.models import VisionModel
+from feature_atlas_worker.render import Stopped, Target, Visualization
+
+if TYPE_CHECKING:
+    from feature_atlas_worker.execute import Executor
+
+log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What became of one job.  ``nan`` and ``failed`` are on record under ``errors/``; ``unfinished`` left no trace."""
+
+    job: Job
+    status: Literal["ok", "dead", "nan", "failed", "unfinished"]
+    manifest: Manifest | None = None
+    error: str = ""
+    traceback: str = ""
+
+
+@dataclass
+class _Trouble:
+    """Why a batch gave nothing; holds text only, so that no traceback keeps tensors alive."""
+
+    kind: Literal["shortage", "request", "job", "stopped"]
+    sentence: str
+    traceback: str
+
+
+class GroupRun:
+    """One call of :meth:`feature_atlas_worker.execute.Executor.run`."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        model: VisionModel,
+        jobs: Sequence[Job],
+        store: Store,
+        on_outcome: Callable[[Outcome], None],
+        stop: Callable[[], bool] | None,
+        on_step: Callable[[int, int], None] | None,
+    ) -> None:
+        self.executor, self.model, self.jobs, self.store = executor, model, jobs, store
+        self.on_outcome, self.on_step = on_outcome, on_step
+        self.stop = stop or (lambda: False)
+        self.stopped = False
+        self.uploads = commit.Uploads(executor.pool, store, executor.patience, self._committed, self._listed_errors())
+        #: The sentence with which two different jobs were refused: the layer is to blame, not the channel.
+        self.hopeless: str | None = None
+        self.refused: set[str] = set()
+        self.seconds = 0.0
+
+    def go(self) -> None:
+        """Renders all; returns once everything in hand is committed.  Raises as ``Executor.run``."""
+        waiting = deque(self.jobs)
+        try:
+            while waiting and not self._stopping():
+                size = self.executor.sizes.of(waiting[0])
+                batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+                self._attempt(batch, self.executor.sizes.shape(batch[0], len(batch)))
+        finally:
+            self.uploads.settle()
+        for job in waiting:
+            self.on_outcome(Outcome(job, "unfinished"))
+
+    def _stopping(self) -> bool:
+        self.stopped = self.stopped or self.stop()
+        return self.stopped
+
+    def _attempt(self, batch: Sequence[Job], shape: int) -> None:
+        """Renders a batch padded to ``shape``; divides it until what fails is alone."""
+        if self.hopeless is not None:
+            for job in batch:
+                self._fail(job, "failed", self.hopeless, "")
+            return
+        result = None if self._stopping() else self._render(batch, shape)
+        if isinstance(result, list):
+            self._submit(batch, result, shape)
+        elif result is None or result.kind == "stopped":
+            self.stopped = True
+            for job in batch:
+                self.on_outcome(Outcome(job, "unfinished"))
+        elif result.kind == "shortage" and self.executor.sizes.shrink(batch[0], shape):
+            while batch:
+                size = self.executor.sizes.of(batch[0])
+                self._attempt(batch[:size], size)
+                batch = batch[size:]
+        elif len(batch) == 1:
+            self._blame(batch[0], result)
+        else:
+            middle = (len(batch) + 1) // 2
+            self._attempt(batch[:middle], shape)
+            self._attempt(batch[middle:], shape)
+
+    def _render(self, batch: Sequence[Job], shape: int) -> list[Visualization] | _Trouble:
+        started = time.monotonic()
+        try:
+            found = self.executor.render(
+                self.model, [Target(job.layer, job.channel) for job in batch], batch[0].recipe,
+                seeds=[job.seed for job in batch], batch=shape, device=self.executor.device,
+                stop=self._stopping, on_step=self._tick,
+            )  # fmt: skip
+        except Stopped:
+            return _Trouble("stopped", "", "")
+        except Exception as error:
+            if is_shortage(error):
+                return _Trouble("shortage", f"one job alone needs more memory than there is ({error})", "")
+            if isinstance(error, EnvironmentFault):
+                raise
+            kind: Literal["request", "job"] = "request" if isinstance(error, RequestError) else "job"
+            return _Trouble(kind, str(error) or type(error).__name__, traceback.format_exc())
+        log.debug("%d of %s in %.2f s", len(batch), batch[0].layer, time.monotonic() - started)
+        self.seconds = (time.monotonic() - started) / len(batch)
+        return found
+
+    def _tick(self, step: int, steps: int) -> None:
+        """Between two steps: reports what was uploaded meanwhile."""
+        self.uploads.report()
+        if self.on_step is not None:
+            self.on_step(step, steps)
+
+    def _submit(self, batch: Sequence[Job], found: Sequence[Visualization], shape: int) -> None:
+        executor = self.executor
+        for job, seen in zip(batch, found, strict=True):
+            if seen.status == "nan":
+                self._fail(job, "nan", seen.reason, "")
+                continue
+            about = commit.record(job, seen, self.model.weights_sha256, executor.software)
+            run = Run(
+                worker=executor.worker, device=executor.software["device"], batch=shape, seconds=round(self.seconds, 3),
+                created=commit.now(),
+            )  # fmt: skip
+            self.uploads.submit(seen, about, run)
+        # Back-pressure: at most the batch before this one may still be on its way.
+        self.uploads.report(at_most=2 * shape)
+
+    def _committed(self, about: Manifest) -> None:
+        self.on_outcome(Outcome(about.job, "dead" if about.status == "dead" else "ok", about))
+
+    def _blame(self, job: Job, trouble: _Trouble) -> None:
+        if trouble.kind == "request":
+            if trouble.sentence in self.refused:
+                self.hopeless = trouble.sentence
+            self.refused.add(trouble.sentence)
+        self._fail(job, "failed", trouble.sentence, trouble.traceback)
+
+    def _fail(self, job: Job, status: Literal["nan", "failed"], error: str, trace: str) -> None:
+        log.warning("%s failed: %s", job.unit, error)
+        worker = self.executor.worker
+        commit.patiently(lambda: commit.put_failure(self.store, job, error, trace, worker), self.executor.patience)
+        self.on_outcome(Outcome(job, status, None, error, trace))
+
+    def _listed_errors(self) -> set[Unit]:
+        """Units of this group with a failure on record, which a success removes."""
+        prefix = keys.ERRORS + keys.group(self.jobs[0].variant, self.jobs[0].layer)
+        listed = (keys.parse_unit(info.key) for info in self.store.list(prefix))
+        return {found[1] for found in listed if found is not None}
