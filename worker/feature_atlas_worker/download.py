@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.client
 import logging
@@ -34,11 +35,11 @@ def http_get(url: str, *, limit: int = MAX_BYTES) -> bytes:
     """
     if not url.lower().startswith(("http://", "https://")):
         raise RequestError(f"cannot download {url!r}: http:// and https:// only")
-    request = urllib.request.Request(url, headers={"User-Agent": "feature-atlas"})
     try:
+        request = urllib.request.Request(url, headers={"User-Agent": "feature-atlas"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            declared = response.headers.get("Content-Length")
-            if declared is not None and int(declared) > limit:
+            declared = int(response.headers.get("Content-Length") or -1)
+            if declared > limit:
                 raise _too_large(url, limit)
             data = bytearray()
             while chunk := response.read(_CHUNK):
@@ -49,10 +50,12 @@ def http_get(url: str, *, limit: int = MAX_BYTES) -> bytes:
         if error.code in (401, 403, 404, 410):
             raise RequestError(f"cannot download {url}: the server says {error.code} {error.reason}") from None
         raise StoreError(f"cannot download {url}: the server says {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
+    except (ValueError, http.client.InvalidURL) as error:
+        raise RequestError(f"cannot download {url!r}: {error}") from None
+    except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
         raise StoreError(f"cannot download {url} ({reason}): check the network, or give a local file") from error
-    if declared is not None and len(data) != int(declared):
+    if declared >= 0 and len(data) != declared:
         raise StoreError(f"cannot download {url}: it ended after {len(data)} of {declared} bytes")
     return bytes(data)
 
@@ -100,4 +103,5 @@ def _keep(path: Path, data: bytes) -> None:
         temporary.replace(path)
     except OSError as error:
         log.warning("cannot keep %s: %s", path, error.strerror or error)
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()

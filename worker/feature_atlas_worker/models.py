@@ -121,10 +121,10 @@ def check_fed(ref: ModelRef) -> None:
 def _fill(module: nn.Module, ref: ModelRef, read: Read | None) -> str:
     """Loads the weights of the reference; returns their SHA-256."""
     if ref.weights.startswith(_FILE):
-        data, what = _stored(ref.weights.removeprefix(_FILE), read), f"the weights file in the atlas of {ref.name}"
+        data, what = _stored(ref.weights.removeprefix(_FILE), read), f"the weights file of {ref.name} in the atlas"
     elif ":" not in ref.name and not RANDOM.match(ref.weights):
         data = download.cached(sources.weights_url(ref.name, ref.weights))
-        what = f"{ref.weights} of {ref.name}"
+        what = f"the weights file {ref.weights} of {ref.name}"
     else:  # the module brought them along
         return weights.sha256_of(module)
     weights.fit(module, weights.read(data, what), what)

@@ -51,7 +51,7 @@ def resolve(
         return ref, None
     if ref.weights == "builtin":
         raise RequestError(f"{name} has its own weights: leave --weights out")
-    data, what = _bytes(weights_name), f"weights {weights_name!r}"
+    data, what = _bytes(weights_name), f"the weights file {weights_name!r}"
     tensors = weights.read(data, what)
     weights.check_finite(tensors, what)
     if data[8:9] != b"{":
@@ -80,10 +80,10 @@ def _bytes(text: str) -> bytes:
     path = Path(text).expanduser()
     try:
         if path.stat().st_size > download.MAX_BYTES:
-            raise RequestError(f"weights {text!r} has more than {download.MAX_BYTES} bytes")
+            raise RequestError(f"the weights file {text!r} has more than {download.MAX_BYTES} bytes")
         return path.read_bytes()
     except OSError as error:
-        raise RequestError(f"cannot read weights {text!r}: {error.strerror or error}") from None
+        raise RequestError(f"cannot read the weights file {text!r}: {error.strerror or error}") from None
 
 
 def _from_s3(url: str) -> bytes:

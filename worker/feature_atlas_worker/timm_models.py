@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from torch import nn
@@ -18,8 +19,8 @@ def create(name: str, pretrained: bool) -> tuple[nn.Module, tuple[float, ...], t
         StoreError: its weights could not be downloaded.
     """
     try:
-        import timm
-        import timm.data
+        timm: Any = importlib.import_module("timm")
+        data: Any = importlib.import_module("timm.data")
     except ImportError:
         raise MissingExtraError(f"timm:{name}", "timm") from None
     architecture, _, tag = name.partition(".")
@@ -28,10 +29,10 @@ def create(name: str, pretrained: bool) -> tuple[nn.Module, tuple[float, ...], t
     if tag and name not in timm.list_pretrained():
         raise RequestError(f"timm has no weights {tag!r} of {architecture}{did_you_mean(name, timm.list_pretrained())}")
     try:
-        module: Any = timm.create_model(name, pretrained=pretrained)
+        module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # whatever the hub's client raises
         if pretrained:
             raise StoreError(f"the weights of timm:{name} could not be had ({error})") from error
         raise RequestError(f"timm cannot make {name!r} ({error})") from error
-    fed = timm.data.resolve_model_data_config(module)
+    fed = data.resolve_model_data_config(module)
     return module, tuple(fed["mean"]), tuple(fed["std"]), (fed["input_size"][-2], fed["input_size"][-1])
