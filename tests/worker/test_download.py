@@ -109,6 +109,12 @@ def test_a_published_file_is_downloaded_once(server: str, cache: Path) -> None:
     assert [path.name for path in cache.iterdir()] == [f"net-{SHA[:8]}.pth"]
 
 
+def test_the_cache_may_be_elsewhere(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEATURE_ATLAS_CACHE_DIR", str(tmp_path / "mine"))
+    download.cached(f"{server}/net-{SHA[:8]}.pth")
+    assert (tmp_path / f"mine/net-{SHA[:8]}.pth").read_bytes() == CONTENT
+
+
 def test_a_damaged_cache_heals(server: str, cache: Path) -> None:
     url = f"{server}/net-{SHA[:8]}.pth"
     cache.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Weights over HTTP: bounded, and kept in torch's own cache where they are published ones."""
+"""Weights over HTTP: bounded, and kept in a cache where they are published ones."""
 
 from __future__ import annotations
 
@@ -61,14 +61,18 @@ def http_get(url: str, *, limit: int = MAX_BYTES) -> bytes:
 
 
 def cached(url: str) -> bytes:
-    """The bytes of a file that torchvision publishes, from torch's cache or downloaded into it.
+    """The bytes of a file that torchvision publishes, from the cache or downloaded into it.
+
+    The cache is ``FEATURE_ATLAS_CACHE_DIR``, or torch's own.
 
     The file's name carries the first digits of its SHA-256: a cached file with another one is downloaded again.
 
     Raises:
         StoreError: it cannot be downloaded, or what came is not what its name says.
     """
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    own = os.environ.get("FEATURE_ATLAS_CACHE_DIR")
+    folder = Path(own).expanduser() if own else Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rpartition("/")[2]
     wanted = re.search(r"-([0-9a-f]{8,})\.", path.name)
     prefix = wanted[1] if wanted else ""
     if path.exists():
