@@ -18,8 +18,11 @@ from feature_atlas.publish.blocks import STRIP
 from feature_atlas.publish.scripts import embed
 
 #: In this order they make up the page's one script.
-SCRIPTS: tuple[str, ...] = ()
-STYLES = ("page.css",)
+SCRIPTS = (
+    "dom.js", "data.js", "numbers.js", "cells.js", "mosaic.js", "arrange.js", "search.js", "overview.js", "grid.js",
+    "facts.js", "unit.js", "compare.js", "hands.js", "app.js",
+)  # fmt: skip
+STYLES = ("page.css", "viewer.css")
 
 
 def asset(name: str) -> str:

@@ -1,0 +1,230 @@
+/* The atlas as data: loaded by classic scripts (all that file:// allows), from beside the page or from inside it. */
+
+const embedded = (() => {
+  const node = document.getElementById("embedded");
+  return node ? JSON.parse(node.textContent) : null;
+})();
+
+const waiting = new Map();
+window.FEATURE_ATLAS = {
+  put(name, value) {
+    const take = waiting.get(document.currentScript);
+    if (take) take(value);
+  },
+};
+
+function loadScript(url) {
+  return new Promise((resolve, reject) => {
+    const tag = h("script", { src: url, async: true });
+    const end = (settle) => () => { waiting.delete(tag); tag.remove(); settle(new Error(`${url} could not be read`)); };
+    waiting.set(tag, resolve);
+    tag.addEventListener("load", end(reject)); // of no effect once resolved
+    tag.addEventListener("error", end(reject));
+    document.head.append(tag);
+  });
+}
+
+/** "0:64,100,200:300:8" as an array of numbers. */
+function channelsOf(text) {
+  const numbers = [];
+  for (const part of text ? text.split(",") : []) {
+    const [start, stop, step] = part.split(":").map(Number);
+    if (stop === undefined) numbers.push(start);
+    else for (let c = start; c < stop; c += step || 1) numbers.push(c);
+  }
+  return numbers;
+}
+
+const pad5 = (channel) => String(channel).padStart(5, "0");
+const STATES = { o: "ok", d: "dead", n: "nan" };
+
+/** One variant of one layer: numbers in columns, one entry per finished unit. */
+class Group {
+  constructor(atlas, entry, variant, raw) {
+    Object.assign(this, { atlas, entry, layer: entry.name, variant, raw });
+    this.channels = channelsOf(raw.channels);
+    this.rows = new Map(this.channels.map((channel, row) => [channel, row]));
+    this.failed = new Set(channelsOf(raw.failed));
+    this.made = new Map();
+  }
+  /** The unit of a channel, finished or not. */
+  unit(channel) {
+    if (!this.made.has(channel)) this.made.set(channel, new Unit(this, channel));
+    return this.made.get(channel);
+  }
+  /** Every planned unit, channels ascending. */
+  get units() {
+    this.all = this.all || channelsOf(this.raw.planned).map((channel) => this.unit(channel));
+    return this.all;
+  }
+  get likeness() {
+    if (!this.bytes) this.bytes = Uint8Array.from(atob(this.raw.likeness), (c) => c.charCodeAt(0));
+    return this.bytes;
+  }
+}
+
+class Unit {
+  constructor(group, channel) {
+    this.group = group;
+    this.channel = channel;
+    this.row = group.rows.has(channel) ? group.rows.get(channel) : -1;
+  }
+  get atlas() { return this.group.atlas; }
+  get layer() { return this.group.layer; }
+  get variant() { return this.group.variant; }
+  get state() {
+    if (this.row >= 0) return STATES[this.group.raw.status[this.row]];
+    return this.group.failed.has(this.channel) ? "failed" : "missing";
+  }
+  get address() { return `${this.layer}:${this.channel}`; }
+  get name() { return this.address + (this.variant === "channel" ? "" : `@${this.variant}`); }
+  value(column) {
+    const values = this.group.raw[column];
+    return this.row >= 0 && values ? values[this.row] : null;
+  }
+  image(n = 0) {
+    return this.atlas.url(`images/${this.variant}/${this.layer}/${pad5(this.channel)}${n ? `-${n}` : ""}.png`);
+  }
+  get manifest() { return this.atlas.url(`manifests/${this.variant}/${this.layer}/${pad5(this.channel)}.json`); }
+}
+
+class Atlas {
+  constructor(base) {
+    this.base = base;
+    this.cache = new Map();
+    this.stamp = "";
+  }
+  url(key, version) {
+    if (embedded && !this.base) return embedded.links[key] || key;
+    return this.base + key + (version ? `?v=${version}` : "");
+  }
+  script(key, name, version) {
+    if (embedded && !this.base) {
+      return name in embedded.scripts ? Promise.resolve(embedded.scripts[name])
+        : Promise.reject(new Error(`${name} is not part of this file`));
+    }
+    return loadScript(this.base + key + (version ? `?v=${version}` : ""));
+  }
+  once(key, make) {
+    if (!this.cache.has(key)) {
+      const promise = make();
+      promise.catch(() => this.cache.delete(key)); // asked again, it is tried again
+      this.cache.set(key, promise);
+    }
+    return this.cache.get(key);
+  }
+  async open() {
+    this.about = await this.script("atlas.js", "atlas", this.stamp);
+    this.layers = this.about.layers;
+    this.byName = new Map(this.layers.map((entry) => [entry.name, entry]));
+    this.variants = Object.keys(this.about.variants);
+    return this;
+  }
+  /** All variants of a layer: name -> Group. */
+  layer(name) {
+    const entry = this.byName.get(name);
+    if (!entry) return Promise.reject(new Error(`this atlas has no layer ${name}`));
+    return this.once(`layer ${name} ${entry.v}`, async () =>
+      this.groups(entry, await this.script(`layers/${name}/layer.js`, name, entry.v)));
+  }
+  groups(entry, raw) {
+    return Object.fromEntries(Object.entries(raw.variants).map(([v, data]) => [v, new Group(this, entry, v, data)]));
+  }
+  async unit(layer, channel, variant) {
+    const groups = await this.layer(layer);
+    const group = groups[variant] || Object.values(groups)[0];
+    return group.unit(channel);
+  }
+  /** What only a unit's page needs. */
+  async detail(unit) {
+    const raw = await this.once(`detail ${unit.layer} ${unit.group.entry.v}`, () =>
+      this.script(`layers/${unit.layer}/detail.js`, `${unit.layer}/detail`, unit.group.entry.v));
+    const columns = raw.variants[unit.variant];
+    const row = columns ? channelsOf(columns.channels).indexOf(unit.channel) : -1;
+    if (row < 0) return null;
+    const told = { packs: columns.packs };
+    for (const [name, values] of Object.entries(columns)) if (Array.isArray(values)) told[name] = values[row];
+    return told;
+  }
+  /** Every layer's numbers: [{variant: Group}, ...] in the network's order. */
+  network() {
+    return this.once(`network ${this.stamp}`, async () => {
+      const raw = await this.script("network.js", "network", this.stamp);
+      return raw.filter((one) => this.byName.has(one.layer)).map((one) => this.groups(this.byName.get(one.layer), one));
+    });
+  }
+  /** While a run goes on: calls back whenever there is news. */
+  async follow(onNews) {
+    if (embedded) return;
+    try {
+      const status = await this.script("run/status.js", "status", Date.now());
+      this.live = status.live;
+      if (this.stamp && status.v !== this.stamp) {
+        this.stamp = status.v;
+        this.cache.clear();
+        await this.open();
+        onNews();
+      }
+      this.stamp = status.v;
+    } catch { /* a page without a status, or a moment without a network: the next look may find one */ }
+    if (this.live) setTimeout(() => this.follow(onNews), Atlas.POLL);
+  }
+}
+Atlas.POLL = 10000;
+
+/** The second atlas of a comparison.  Only a place beside this one: an address must not bring in foreign scripts. */
+const others = new Map();
+function otherAtlas(base) {
+  if (!/^(\.\.\/|[A-Za-z0-9_-][A-Za-z0-9._-]*\/)+$/.test(base)) {
+    return Promise.reject(new Error("b= takes a folder beside this atlas, such as ../other/"));
+  }
+  if (!others.has(base)) others.set(base, new Atlas(base).open());
+  return others.get(base);
+}
+
+/** Squared distance of two descriptions of 24 bytes. */
+function distance(a, i, b, j) {
+  let sum = 0;
+  for (let k = 0; k < 24; k++) { const d = a[i * 24 + k] - b[j * 24 + k]; sum += d * d; }
+  return sum;
+}
+
+/** The living units of the groups that look most like one, nearest first. */
+function lookAlikes(unit, groups, most) {
+  const found = [];
+  if (unit.row < 0) return found;
+  for (const group of groups) {
+    for (let row = 0; row < group.channels.length; row++) {
+      if (group.raw.status[row] !== "o" || (group.layer === unit.layer && group.channels[row] === unit.channel)) continue;
+      const far = distance(unit.group.likeness, unit.row, group.likeness, row);
+      if (found.length < most || far < found[found.length - 1].far) {
+        let at = found.findIndex((one) => one.far > far);
+        found.splice(at < 0 ? found.length : at, 0, { far, group, channel: group.channels[row] });
+        found.length = Math.min(found.length, most);
+      }
+    }
+  }
+  return found.map((one) => one.group.unit(one.channel));
+}
+
+/** Orders units so that neighbours look alike: always on to the nearest one that is left. */
+function chain(units) {
+  const left = units.filter((unit) => unit.row >= 0);
+  const bytes = new Uint8Array(left.length * 24);
+  left.forEach((unit, n) => bytes.set(unit.group.likeness.subarray(unit.row * 24, unit.row * 24 + 24), n * 24));
+  const open = left.map((_, n) => n);
+  const order = [];
+  let here = 0;
+  while (open.length) {
+    let best = 0, far = Infinity;
+    for (let k = 0; k < open.length; k++) {
+      const d = distance(bytes, here, bytes, open[k]);
+      if (d < far) { far = d; best = k; }
+    }
+    here = open[best];
+    open[best] = open[open.length - 1];
+    open.pop();
+    order.push(left[here]);
+  }
+  return [...order, ...units.filter((unit) => unit.row < 0)];
+}
