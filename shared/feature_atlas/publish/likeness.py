@@ -50,7 +50,7 @@ def describe(thumbnail: NDArray[np.uint8]) -> str:
     rgb = thumbnail.astype(np.float32) / 255
     red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]
     # Luminance and the two opponent colours, each about -1 to 1.
-    light: NDArray[np.float32] = (red + green + blue) / 3
+    light: NDArray[Any] = (red + green + blue) / 3
     warm, cold = red - green, blue - (red + green) / 2
     spectrum = np.abs(np.fft.rfft2((light - light.mean()) * _window())) ** 2
     energy = np.tensordot(_masks(), spectrum, 2) / SIDE**2

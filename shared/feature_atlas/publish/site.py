@@ -17,7 +17,8 @@ from feature_atlas import __version__, keys
 from feature_atlas.atlas import Atlas
 from feature_atlas.errors import IntegrityError, ObjectNotFound
 from feature_atlas.manifest import dump, load
-from feature_atlas.publish import contact, page, scripts
+from feature_atlas.plan import describe_model
+from feature_atlas.publish import card, contact, page, scripts
 from feature_atlas.publish.catalogue import Catalogue
 from feature_atlas.publish.layers import LayerBuilder
 from feature_atlas.publish.records import LayerFile, PublishedFile
@@ -137,6 +138,10 @@ class Site:
     def _indexes(self, catalogue: Catalogue) -> None:
         self.shelf.put(keys.INDEX, catalogue.index(), "application/gzip")
         self.shelf.put(keys.METADATA, catalogue.metadata(), "application/jsonl")
+        title, root = describe_model(self.plan.model), catalogue.root_sha256()
+        told = card.dataset_card(title, self.plan, catalogue.counts, self.file.license, root)
+        self.shelf.put(keys.CARD, told, "text/markdown; charset=utf-8")
+        self.shelf.put(keys.CROISSANT, card.croissant(title, self.file.license, root, self.shelf.entries), JSON)
         self.shelf.put(keys.NETWORK_JS, scripts.script("network", catalogue.grids), SCRIPT)
 
     def _page(self, catalogue: Catalogue) -> str:
