@@ -25,14 +25,9 @@ def add(store: Store, model: ModelRef, file: PlanFile) -> None:
         PlanConflictError: another model, or another recipe under a variant's name; the text names the difference.
         IntegrityError: what is there is damaged, or of a newer release.
     """
+    if check(store, model, file):
+        return
     digest = file.digest()
-    Plan(model, {digest: file})  # whole in itself
-    here = read_file(store)
-    if here is not None:
-        plan = union(here.model, read_plans(store))
-        _check_fits(here, plan, model, file)
-        if digest in plan.files:
-            return
     store.put(keys.plan(digest), manifest.dump(file), content_type="application/json", immutable=True)
     try:
         others = {name: other for name, other in read_plans(store, {digest: file}).items() if name != digest}
@@ -45,6 +40,18 @@ def add(store: Store, model: ModelRef, file: PlanFile) -> None:
     except PlanConflictError:
         store.delete(keys.plan(digest))
         raise
+
+
+def check(store: Store, model: ModelRef, file: PlanFile) -> bool:
+    """Whether the atlas in ``store`` already holds the request; writes nothing.  Raises as :func:`add`."""
+    digest = file.digest()
+    Plan(model, {digest: file})  # whole in itself
+    here = read_file(store)
+    if here is None:
+        return False
+    plan = union(here.model, read_plans(store))
+    _check_fits(here, plan, model, file)
+    return digest in plan.files
 
 
 def read_file(store: Store) -> AtlasFile | None:

@@ -1,0 +1,144 @@
+"""One atlas in the course of a local render: what is missing, in batches, interruptible, published on the way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from itertools import groupby
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Self
+
+from feature_atlas.cli.progress import Progress
+from feature_atlas.errors import EnvironmentFault
+
+if TYPE_CHECKING:
+    from feature_atlas.atlas import Atlas
+    from feature_atlas.plan import Plan
+    from feature_atlas.spec import Job, Unit
+    from feature_atlas_worker.execute import Executor, Outcome
+
+#: Seconds between two publishes while rendering goes on, and the most of the time that they may take.
+_PUBLISH_EVERY, _PUBLISH_SHARE = 60.0, 0.1
+#: Batches between two looks at what others have done meanwhile.
+_BATCHES = 8
+
+
+@dataclass
+class Work:
+    """One atlas in the course of a render."""
+
+    atlas: Atlas
+    #: The part of the atlas's plan that this command asked for.
+    plan: Plan
+    rendered: int = 0
+    seconds: float = 0.0
+    page: str = ""
+    interrupted: bool = False
+    errors: dict[str, int] = field(default_factory=dict)
+    _published: float = 0.0
+    _publishing: float = 0.0
+
+    def render(self, executor: Executor, *, publish: bool) -> None:
+        """Renders what is missing, group by group, and publishes now and then and at the end."""
+        started = self._published = time.monotonic()
+        todo = [unit for unit in self.atlas.missing() if unit in self.plan]
+        planned = len(self.plan)
+        with Progress(self.atlas.file.model.name, planned, planned - len(todo)) as progress, Interrupt() as interrupt:
+            try:
+                for _, units in groupby(todo, key=lambda unit: (unit.variant, unit.layer)):
+                    self._group(executor, list(units), progress, interrupt)
+                    if interrupt.asked:
+                        break
+                    if publish:
+                        self._publish_now_and_then()
+            except EnvironmentFault:
+                print(f"{self.rendered} new channels are kept; the same command goes on from there", file=sys.stderr)
+                raise
+        self.interrupted = interrupt.asked
+        if publish and not self.interrupted:
+            self._publish(live=False)
+        self.seconds = time.monotonic() - started
+
+    def _group(self, executor: Executor, units: list[Unit], progress: Progress, interrupt: Interrupt) -> None:
+        """Renders one group, a few batches at a time: what others finished meanwhile is left out."""
+
+        def report(outcome: Outcome) -> None:
+            if outcome.status == "unfinished":
+                return
+            progress.add()
+            self.rendered += outcome.manifest is not None
+            if outcome.error:
+                self.errors[outcome.error] = self.errors.get(outcome.error, 0) + 1
+
+        def step(done: int, steps: int) -> None:
+            progress.at(f"{units[0].layer} step {done}/{steps}")
+
+        rest: list[Job] = [self.plan.job(unit) for unit in units]
+        while rest and not interrupt.asked:
+            count = _BATCHES * executor.sizes.of(rest[0])
+            executor.run(rest[:count], self.atlas.store, report, interrupt.is_asked, step)
+            rest = rest[count:]
+            if rest:
+                there = self.atlas.done(units[0].variant, units[0].layer)
+                others = [job for job in rest if job.unit in there]
+                progress.add(len(others))
+                rest = [job for job in rest if job.unit not in there]
+
+    def _publish_now_and_then(self) -> None:
+        now = time.monotonic()
+        if now - self._published > max(_PUBLISH_EVERY, self._publishing / _PUBLISH_SHARE):
+            self._publish(live=True)
+
+    def _publish(self, *, live: bool) -> None:
+        from feature_atlas.publish import publish
+
+        started = time.monotonic()
+        self.page = publish(self.atlas, live=live).page
+        self._published = time.monotonic()
+        self._publishing = self._published - started
+
+    def summary(self) -> dict[str, Any]:
+        """What happened, for scripts."""
+        return {
+            "url": self.atlas.url, "model": self.atlas.file.model.name, "rendered": self.rendered,
+            "seconds": round(self.seconds, 1), "page": self.page, "errors": self.errors,
+        }  # fmt: skip
+
+    def counts(self) -> dict[str, int]:
+        """Planned, done, dead, failed and missing of what was asked for."""
+        units = set(self.plan.units())
+        done, dead, failed = self.atlas.done() & units, self.atlas.dead() & units, self.atlas.failed() & units
+        return {
+            "planned": len(units), "done": len(done), "dead": len(done & dead), "failed": len(failed),
+            "missing": len(units) - len(done) - len(failed),
+        }  # fmt: skip
+
+
+class Interrupt:
+    """While this lasts, Ctrl-C (or SIGTERM) asks to stop; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def is_asked(self) -> bool:
+        """Whether to stop."""
+        return self.asked
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            os._exit(130)
+        self.asked = True
+        os.write(2, b"\nstopping: uploads in hand are finished; Ctrl-C again ends at once\n")
