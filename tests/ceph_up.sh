@@ -59,12 +59,11 @@ memstore_device_bytes = 2147483648
 rgw_frontends = beast endpoint=127.0.0.1:$gateway tcp_nodelay=1
 ms_mon_client_mode = crc
 auth_client_required = none
-# A killed gateway stays registered for 30 s: its successor must not wait for its answer, three times 10 s.
-client_notify_timeout = 1
-rgw_max_notify_retries = 1
 rgw_enable_usage_log = false
 rgw_thread_pool_size = 16
 rgw_num_rados_handles = 1
+# With the cache, a new bucket waits for half a minute for a killed gateway to answer.
+rgw_cache_enabled = false
 rgw_dynamic_resharding = false
 rgw_override_bucket_index_max_shards = 1
 rgw_gc_max_objs = 4
