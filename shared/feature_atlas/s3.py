@@ -6,29 +6,26 @@ import base64
 import contextlib
 import hashlib
 import logging
-import os
+import random
 import re
-import threading
+import time
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from feature_atlas.errors import ObjectNotFound, RequestError, StoreError
 from feature_atlas.objects import ObjectInfo, check_key, check_prefix, is_key
-from feature_atlas.s3_errors import Place, error_code, explain
+from feature_atlas.s3_client import Connection
+from feature_atlas.s3_errors import Place, error_code, explain, passing
 
 if TYPE_CHECKING:
-    from botocore.credentials import Credentials
     from mypy_boto3_s3.client import S3Client
 
 log = logging.getLogger(__name__)
 
-#: Tries of one request, with exponential back-off and jitter between them; AWS_MAX_ATTEMPTS overrules it.
-TRIES = 6
-#: Seconds until a connection stands, and between two bytes of an answer.
-CONNECT_TIMEOUT, READ_TIMEOUT = 5, 60
-#: Connections of one process; more threads than that wait for each other.
-CONNECTIONS = 32
+#: Seconds for which a server that has answered before is waited for, and the longest wait between two tries: a
+#: gateway restarts in that time.  boto3's own tries are over within a second or two.
+PATIENCE, LONGEST_PAUSE = 60.0, 8.0
 #: Seconds; SigV4 allows no more.
 LONGEST_LINK = 7 * 24 * 3600
 
@@ -41,17 +38,6 @@ _TYPES = {
     ".js": "text/javascript; charset=utf-8", ".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
     ".md": "text/markdown; charset=utf-8", ".gz": "application/gzip", ".tar": "application/x-tar",
 }  # fmt: skip
-
-
-class _Session(NamedTuple):
-    """A client, and the process whose sockets it holds."""
-
-    process: int
-    client: S3Client
-    #: None where there are none, or where the client was given.
-    credentials: Credentials | None
-    #: Only public objects can be read.
-    anonymous: bool
 
 
 class S3Store:
@@ -71,9 +57,9 @@ class S3Store:
     def __init__(self, url: str, *, client: S3Client | None = None) -> None:
         self.bucket, self._prefix = _split(url)
         self.url = f"s3://{self.bucket}/{self._prefix}".rstrip("/")
-        self._given = client
-        self._session: _Session | None = None
+        self._connect = Connection(client)
         self._checksums = True
+        self._answered = False
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -172,14 +158,30 @@ class S3Store:
             return session.client.generate_presigned_url("get_object", Params=target, ExpiresIn=expires)
 
     def _call(self, verb: str, key: str, operation: str, *, tolerate: str = "", **arguments: Any) -> Any:
-        """The server's answer, or None where it is the error code ``tolerate``."""
+        """The server's answer, or None where it is the error code ``tolerate``.
+
+        A server that has answered before is waited for; one that never did is more likely to be misspelt.
+        """
+        waited = 0.0
         with self._explained(verb, key):
-            try:
-                return getattr(self._connect().client, operation)(Bucket=self.bucket, **arguments)
-            except Exception as error:
-                if tolerate and error_code(error) == tolerate:
-                    return None
-                raise
+            while True:
+                try:
+                    answer = getattr(self._connect().client, operation)(Bucket=self.bucket, **arguments)
+                except Exception as error:
+                    if tolerate and error_code(error) == tolerate:
+                        return None
+                    if not passing(error):
+                        self._answered = self._answered or bool(error_code(error))
+                        raise
+                    if not self._answered or waited >= PATIENCE:
+                        raise
+                    pause = min(0.5 + waited, LONGEST_PAUSE) * random.uniform(0.5, 1.5)
+                    log.warning("%s: %s; trying again in %.1f s", self.url, type(error).__name__, pause)
+                    time.sleep(pause)
+                    waited += pause
+                else:
+                    self._answered = True
+                    return answer
 
     @contextlib.contextmanager
     def _explained(self, verb: str, key: str) -> Iterator[None]:
@@ -187,7 +189,7 @@ class S3Store:
         try:
             yield
         except Exception as error:
-            session = self._session
+            session = self._connect.made
             endpoint = session.client.meta.endpoint_url if session else ""
             place = Place(
                 self.bucket, self._prefix + key, endpoint, anonymous=session is not None and session.anonymous
@@ -196,59 +198,6 @@ class S3Store:
             if trouble is None:
                 raise
             raise trouble from None
-
-    def _connect(self) -> _Session:
-        """This process's client, made on first use: one made before a fork shares its sockets with the parent."""
-        session = self._session
-        if session is None or session.process != os.getpid():
-            with _connecting:
-                session = self._session
-                if session is None or session.process != os.getpid():
-                    session = self._session = _open(self._given)
-        return session
-
-
-_connecting = threading.Lock()
-
-
-def _after_fork() -> None:
-    global _connecting
-    _connecting = threading.Lock()  # another thread of the parent may hold the old one for ever
-
-
-os.register_at_fork(after_in_child=_after_fork)
-
-
-def _open(client: S3Client | None) -> _Session:
-    import boto3
-    from botocore import UNSIGNED
-    from botocore.config import Config
-
-    from feature_atlas import __version__
-
-    if client is not None:
-        return _Session(os.getpid(), client, credentials=None, anonymous=False)
-    session = boto3.session.Session()  # the default one is not thread-safe
-    credentials = session.get_credentials()
-    if credentials is None:
-        log.info("no AWS credentials found: only public buckets can be read")
-    retries: Any = {"mode": "standard"}
-    if "AWS_MAX_ATTEMPTS" not in os.environ:
-        retries["total_max_attempts"] = TRIES
-    config = Config(
-        signature_version=UNSIGNED if credentials is None else "s3v4",
-        retries=retries,
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
-        max_pool_connections=CONNECTIONS,
-        tcp_keepalive=True,
-        user_agent_extra=f"feature-atlas/{__version__}",
-        # boto3's own checksums (a CRC32 trailer behind an aws-chunked body) break other servers: we send a SHA-256.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
-    return _Session(os.getpid(), client, credentials, anonymous=credentials is None)
 
 
 def _split(url: str) -> tuple[str, str]:

@@ -64,6 +64,18 @@ def error_code(error: Exception) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
+def passing(error: Exception) -> bool:
+    """Whether the same request may well succeed in a moment."""
+    from botocore.exceptions import ClientError, ConnectionError, HTTPClientError, ProxyConnectionError, SSLError
+
+    if isinstance(error, ClientError):
+        status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        return error_code(error) in _BUSY or status in (429, 500, 502, 503, 504)
+    return isinstance(error, ConnectionError | HTTPClientError) and not isinstance(
+        error, SSLError | ProxyConnectionError
+    )
+
+
 def explain(error: Exception, verb: str, place: Place) -> StoreError | None:
     """The StoreError that says it; None for an error that has nothing to do with S3."""
     from botocore.exceptions import BotoCoreError, ClientError
