@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -133,11 +133,13 @@ class Atlas:
         parsed = (keys.parse_unit(info.key) for start in prefixes for info in self.store.list(start))
         return {found[1] for found in parsed if found is not None and found[2] == 0}
 
-    def verify(self, units: Iterable[Unit] | None = None) -> Iterator[Problem]:
+    def verify(
+        self, units: Iterable[Unit] | None = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[Problem]:
         """Every problem of these units, or of the whole atlas: see :func:`feature_atlas.verify.verify`."""
         from feature_atlas.verify import verify
 
-        return verify(self, units)
+        return verify(self, units, progress=progress)
 
     def repair(self, problems: Iterable[Problem]) -> list[Unit]:
         """Removes what is broken, so that it is rendered again: see :func:`feature_atlas.verify.repair`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -36,11 +36,13 @@ class Problem(NamedTuple):
         return self.kind in HARMLESS
 
 
-def verify(atlas: Atlas, units: Iterable[Unit] | None = None) -> Iterator[Problem]:
+def verify(
+    atlas: Atlas, units: Iterable[Unit] | None = None, *, progress: Callable[[int, int], None] | None = None
+) -> Iterator[Problem]:
     """Every problem of these units (all that should be there when not given), in plan order.
 
     Pictures are decoded and compared with the hash in their own record, and the record with the plan.  A missing or
-    differing side-car or dead marker is rebuilt on the way: the picture wins.
+    differing side-car or dead marker is rebuilt on the way: the picture wins.  ``progress`` gets (checked, to check).
     """
     if units is None:
         yield from _whole(atlas)
@@ -50,8 +52,12 @@ def verify(atlas: Atlas, units: Iterable[Unit] | None = None) -> Iterator[Proble
     with ThreadPoolExecutor(_THREADS, "verify") as pool:
         for start in range(0, len(chosen), _AT_ONCE):
             part = chosen[start : start + _AT_ONCE]
+            if progress is not None:
+                progress(start, len(chosen))
             for problems in pool.map(lambda unit: _check(atlas, unit, unit in dead), part):
                 yield from problems
+    if progress is not None:
+        progress(len(chosen), len(chosen))
 
 
 def repair(atlas: Atlas, problems: Iterable[Problem]) -> list[Unit]:

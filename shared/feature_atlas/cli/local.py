@@ -72,7 +72,7 @@ def run_layers(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Renders the built-in network and says what to open."""
-    defaults = {"model": "builtin:demo", "weights": None, "mean": None, "std": None, "allow_model": []}
+    defaults: dict[str, Any] = {"model": "builtin:demo", "weights": None, "mean": None, "std": None, "allow_model": []}
     how = {"kinds": "conv", "variant": None, "keep_initial": False, "no_publish": False}
     return run_render(argparse.Namespace(**{**defaults, **how, **_DEMO, **vars(args)}))
 

@@ -30,7 +30,7 @@ class Progress:
                 desc=self.what, total=self.total, initial=self.initial, unit=f" {self.unit}",
                 bar_format=_BAR, dynamic_ncols=True, smoothing=0.1, file=sys.stderr,
             )  # fmt: skip
-        else:
+        elif self.total:
             self._line()
         return self
 
@@ -48,6 +48,13 @@ class Progress:
         if self._bar is not None:
             self._bar.update(count)
         self._tell()
+
+    def to(self, done: int, total: int) -> None:
+        """``done`` of ``total`` are done."""
+        if self._bar is not None and total != self.total:
+            self._bar.total = total
+        self.total = total
+        self.add(done - self.done)
 
     def at(self, note: str) -> None:
         """Where the work is just now, such as a layer and a step."""
