@@ -6,7 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from feature_atlas import growth, keys, manifest
 from feature_atlas.errors import IntegrityError, ObjectNotFound, RequestError, StoreError
@@ -14,11 +14,14 @@ from feature_atlas.manifest import Manifest, SideCar
 from feature_atlas.plan import AtlasFile, Plan, PlanFile, describe_model
 from feature_atlas.spec import ModelRef, Unit
 from feature_atlas.store import Store, open_store
+from feature_atlas.views import Cache
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from feature_atlas.fetch import Fetched
     from feature_atlas.verify import Problem
+    from feature_atlas.views import LayerView, UnitView
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Atlas:
         self.store = store
         self.file = file
         self.plan = plan
+        self.cache = Cache()
 
     def __repr__(self) -> str:
         return f"Atlas({self.url!r}, {describe_model(self.file.model)}, {len(self.plan)} units)"
@@ -198,3 +202,44 @@ class Atlas:
         key = keys.image(unit, n)
         pixels, _ = manifest.decode_png(self.store.get(key), key)
         return Image.fromarray(pixels)
+
+    # -- for people: see views.py
+
+    def __getitem__(self, name: str | Unit) -> LayerView | UnitView:
+        """``atlas["layer2.0.conv3"]``, ``atlas["0.conv3:17"]``, ``atlas["fc:0:64@negative"]``.
+
+        Raises:
+            RequestError: no such layer, channel or variant, with the nearest names.
+        """
+        from feature_atlas.browse import select
+
+        return select(self, name)
+
+    def __iter__(self) -> Iterator[LayerView]:
+        from feature_atlas.views import LayerView
+
+        return (LayerView(self, name) for name in self.plan.layers)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One flat record per picture that is there, in plan order: every number."""
+        from feature_atlas.rows import rows
+
+        return rows(self)
+
+    @property
+    def df(self) -> Any:
+        """The rows as a pandas DataFrame.  Raises RequestError where pandas is not installed."""
+        from feature_atlas.rows import frame
+
+        return frame(self.rows())
+
+    def fetch(self, folder: str | Path, **selection: Any) -> Fetched:
+        """Copies pictures into a folder that is an atlas again: see :func:`feature_atlas.fetch.fetch`."""
+        from feature_atlas.fetch import fetch
+
+        return fetch(self, folder, **selection)
+
+    def _repr_html_(self) -> str:
+        from feature_atlas.browse import html
+
+        return html(self)

@@ -74,7 +74,7 @@ _memories: dict[str, MemoryStore] = {}
 
 
 def open_store(url: str | Path, *, fsync: bool | None = None) -> Store:
-    """The store behind a URL: a directory, ``file://``, ``s3://bucket/prefix`` or ``memory:NAME``.
+    """The store behind a URL: a directory, ``file://``, ``s3://bucket/prefix``, ``memory:NAME``; ``https://`` to read.
 
     Nothing is contacted or created yet.
 
@@ -87,6 +87,10 @@ def open_store(url: str | Path, *, fsync: bool | None = None) -> Store:
         from feature_atlas.s3 import S3Store
 
         return S3Store(text)
+    if scheme in ("https", "http"):
+        from feature_atlas.http import HttpStore
+
+        return HttpStore(text)
     if text.startswith("memory:"):
         return _memories.setdefault(text, MemoryStore(text.removeprefix("memory:")))
     if scheme == "file":
@@ -96,8 +100,8 @@ def open_store(url: str | Path, *, fsync: bool | None = None) -> Store:
         text = unquote(parts.path)
     elif scheme:
         raise RequestError(
-            f"cannot store under {text!r}: use a folder, s3://bucket/prefix or memory:NAME"
-            f"{did_you_mean(scheme, ('s3', 'file'))}"
+            f"cannot store under {text!r}: use a folder, s3://bucket/prefix, memory:NAME, or https:// to read"
+            f"{did_you_mean(scheme, ('s3', 'file', 'https'))}"
         )
     if not text.strip():
         raise RequestError("no place given: use a folder, s3://bucket/prefix or memory:NAME")

@@ -479,7 +479,7 @@ def test_opens_by_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("", "no place given"),
         ("  ", "no place given"),
         ("ftp://x/y", "cannot store under 'ftp://x/y'.*s3://bucket/prefix"),
-        ("https://x/y", "cannot store under"),
+        ("https://name:secret@x/y", "without a name and a password"),
         ("s4://bucket/x", "did you mean s3"),
         ("file://otherhost/x", "names the host 'otherhost'"),
         ("a\0b", "zero byte"),

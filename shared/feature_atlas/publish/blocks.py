@@ -32,7 +32,7 @@ SIZES = (16, 64, 128)
 STRIP = 96
 #: Cells to a side of a sheet.
 SIDE_CELLS = 16
-WEBP_QUALITY, WEBP_METHOD = 80, 3
+WEBP_QUALITY, WEBP_METHOD = 80, 2
 #: What surrounds the pictures of a sheet, and what no picture covers.
 GREY = 128
 

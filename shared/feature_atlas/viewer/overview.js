@@ -35,7 +35,7 @@ class Overview {
     this.leave();
     this.grid = this.arrange = null;
     const mode = this.options.m || "";
-    this.body = h("div", { class: `body ${mode || "strips"}` });
+    this.body = h("div", { class: `body ${mode ? `of-${mode}` : "strips"}` });
     this.element.replaceChildren(this.head(mode), this.body);
     if (mode === "all") this.buildAll();
     else this.body.append(...this.app.atlas.layers.map((entry, n) => this.row(entry, n, mode)));
@@ -103,6 +103,7 @@ class Overview {
     };
     this.watch.observe(pictures);
     pictures.reflow = () => {
+      if (!pictures.clientWidth) return;
       const columns = Math.max(4, Math.floor(pictures.clientWidth / 16));
       if (columns === pictures.columns) return;
       pictures.columns = columns;
