@@ -194,7 +194,7 @@ def decode_png(data: bytes, what: str) -> tuple[NDArray[np.uint8], Manifest | No
 
     try:
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            image.verify()  # every chunk's checksum up to the last: load() alone reads neither the data's nor the end
+            image.verify()  # every chunk's checksum: load() alone does not read those of the data
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             image.load()
             text: dict[str, str] = getattr(image, "text", {})  # at most 1 MiB unpacked: Pillow's MAX_TEXT_CHUNK
@@ -210,11 +210,13 @@ def decode_png(data: bytes, what: str) -> tuple[NDArray[np.uint8], Manifest | No
 
 
 def _check_header(data: bytes, what: str) -> None:
-    """Refuses by size before any decoder runs: a small file can claim a huge picture."""
+    """Refuses by size and ends before any decoder runs: a small file can claim a huge picture."""
     if len(data) > MAX_BYTES:
         raise IntegrityError(f"{what} has {len(data)} bytes; a picture has at most {MAX_BYTES}")
     if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or data[12:16] != b"IHDR":
         raise IntegrityError(f"{what} is not a whole PNG (it has no PNG header)")
+    if not data.endswith(b"\0\0\0\0IEND\xaeB`\x82"):
+        raise IntegrityError(f"{what} is not a whole PNG (its end is missing)")
     width, height = struct.unpack(">II", data[16:24])
     if width * height > MAX_PIXELS:
         raise IntegrityError(f"{what} has {width} x {height} pixels; at most {MAX_PIXELS} are read")

@@ -76,7 +76,7 @@ def sentence(error: ValidationError, cls: type[BaseModel]) -> str:
         known = f"{did_you_mean(field, fields)} (fields: {', '.join(fields)})" if len(first["loc"]) == 1 else ""
         return f"unknown field {field!r}{known}"
     if first["type"] == "missing":
-        return f"field {field!r} is missing"
+        return f"{field} is missing"
     if not field:  # a rule between fields: its own words say everything
         return message
     given = repr(first["input"])
