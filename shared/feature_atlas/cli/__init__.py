@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, MemoryError) as error:
-        return _refuse(args, f"{error or 'not enough memory'}", 5, error)
+        return _refuse(args, _outside(error), 5, error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,6 +73,13 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _outside(error: OSError | MemoryError) -> str:
+    if isinstance(error, MemoryError):
+        return "not enough memory: try a smaller --batch"
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror or error}{where}"
+
+
 def _refuse(args: argparse.Namespace, sentence: str, code: int, error: BaseException | None) -> int:
     if args.debug and error is not None:
         logging.getLogger(__name__).error("", exc_info=error)
@@ -82,6 +89,6 @@ def _refuse(args: argparse.Namespace, sentence: str, code: int, error: BaseExcep
 
 def _log_to_stderr(args: argparse.Namespace) -> None:
     level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr, force=True)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     for package in ("feature_atlas", "feature_atlas_producer", "feature_atlas_worker"):
         logging.getLogger(package).setLevel(level)

@@ -161,7 +161,10 @@ def _broker(url: str | None) -> Iterator[Finding]:
     """Whether the broker that is named answers and can do its work; its warnings go to the log."""
     from feature_atlas.settings import Settings
 
-    url = url or Settings.load().broker
+    try:
+        url = url or Settings.load().broker
+    except AtlasError:  # said above
+        return
     if not url:
         return
     try:

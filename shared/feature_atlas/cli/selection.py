@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,8 +14,6 @@ if TYPE_CHECKING:
     from feature_atlas.plan import PlanFile
     from feature_atlas.settings import Settings
     from feature_atlas.spec import ModelRef
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,10 @@ def settings_of(args: argparse.Namespace) -> Settings:
     from feature_atlas.settings import Settings
 
     settings = Settings.load(device=getattr(args, "device", None), batch=getattr(args, "batch", None))
-    allowed = (*settings.allowed_models, *getattr(args, "allow_model", ()))
+    own = tuple(getattr(args, "allow_model", ()))
+    if own and str(Path.cwd()) not in sys.path:  # the console script does not look here, as `python -m` does
+        sys.path.append(str(Path.cwd()))
+    allowed = (*settings.allowed_models, *own)
     return settings.model_copy(update={"allowed_models": allowed})
 
 
