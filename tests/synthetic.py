@@ -102,7 +102,7 @@ def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "
             loss=tuple(-mean), mean=tuple(mean), max=tuple(mean * 1.6), min=tuple(mean * 0.4),
         ),
         picture=Picture(
-            width=pictures[0].shape[1], height=pictures[0].shape[0], mean_rgb=(red, green, blue), hue=hue,
+            width=pictures[0].shape[1], height=pictures[0].shape[0], mean_rgb=(255 * red, 255 * green, 255 * blue), hue=hue,
             saturation=float(rgb.max() - rgb.min()), contrast=float(grey.std()),
             high_frequency=float(rng.beta(2, 20)), clipped=0.01,
         ),

@@ -28,6 +28,8 @@ CROISSANT = "croissant.json"
 PAGE = "index.html"
 ATLAS_JS = "atlas.js"
 STATUS_JS = "run/status.js"
+#: Tells a folder from another machine's folder of the same path.
+PLACE = "run/place"
 CONTACT_SHEET = "contact-sheet.png"
 #: What publish last wrote: plans, layers, files and the root digest; what a reader without listings starts from.
 PUBLISHED = "published.json"
@@ -127,6 +129,11 @@ def detail(name: str) -> str:
     return f"{LAYERS}{check_name(name)}/detail.js"
 
 
+def selectivity(name: str) -> str:
+    """Which channel answers most to each picture of a layer."""
+    return f"{LAYERS}{check_name(name)}/selectivity.json"
+
+
 def strip(variant: str, layer_name: str) -> str:
     """A sample of a layer's pictures side by side."""
     return f"{SHEETS}strip/{group(variant, layer_name)}strip.webp"
@@ -135,6 +142,11 @@ def strip(variant: str, layer_name: str) -> str:
 def pack(variant: str, layer_name: str, block: int) -> str:
     """The masters of one block of 256 channels in a tar."""
     return f"{PACKS}{group(variant, layer_name)}{block:03d}.tar"
+
+
+def probe(name: str) -> str:
+    """A small object by which a worker finds out whether it can write."""
+    return f"run/probe-{check_name(name, 'worker')}"
 
 
 def parse_unit(key: str) -> tuple[str, Unit, int] | None:

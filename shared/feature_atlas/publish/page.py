@@ -14,7 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from feature_atlas import keys
-from feature_atlas.publish.blocks import STRIP
+from feature_atlas.publish.blocks import SIZES, STRIP
 from feature_atlas.publish.scripts import embed
 
 #: In this order they make up the page's one script.
@@ -58,6 +58,7 @@ def html(
     *,
     embedded: Mapping[str, Any] | None = None,
     links: Mapping[str, str] | None = None,
+    sizes: Sequence[int] = SIZES,
     images: str = "",
 ) -> bytes:
     """The whole page.
@@ -69,24 +70,32 @@ def html(
         variant: see ``layers``.
         embedded: data scripts by name, for a page without files beside it.
         links: key -> URL for files that do not lie beside the page (presigned, or ``data:``).
+        sizes: of the sheets that ``links`` lead to.
         images: hosts for the policy where ``links`` lead elsewhere.
     """
     style, program = bundle()
     data = ""
     if embedded is not None:
-        inline = embed({"scripts": embedded, "links": links or {}})
+        inline = embed({"scripts": embedded, "links": links or {}, "sizes": list(sizes)})
         data = f'<script type="application/json" id="embedded">{inline}</script>\n'
     told = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     page = _TEMPLATE.format(
         policy=escape(policy(style, [program], images=images), quote=True), title=escape(title), style=style,
         facts=told, rows="".join(_row(layer, variant, links or {}) for layer in layers), data=data, program=program,
-        contact=keys.CONTACT_SHEET,
+        contact="" if embedded else f' <a href="{keys.CONTACT_SHEET}">Contact sheet</a>',
     )  # fmt: skip
     return page.encode()
 
 
-def plain(overview: Mapping[str, Any]) -> bytes:
-    """The page of an atlas from what ``atlas.js`` says."""
+def plain(
+    overview: Mapping[str, Any],
+    *,
+    embedded: Mapping[str, Any] | None = None,
+    links: Mapping[str, str] | None = None,
+    sizes: Sequence[int] = SIZES,
+    images: str = "",
+) -> bytes:
+    """The page of an atlas from what ``atlas.js`` says; for the other arguments see :func:`html`."""
     counts = overview["counts"]
     facts = {
         "pictures": f"{counts['done']:,} of {counts['planned']:,}",
@@ -94,7 +103,10 @@ def plain(overview: Mapping[str, Any]) -> bytes:
         "licence": overview["license"],
         "root": overview["root_sha256"][:16],
     }
-    return html(overview["title"], facts, overview["layers"], overview["first"])
+    return html(
+        overview["title"], facts, overview["layers"], overview["first"],
+        embedded=embedded, links=links, sizes=sizes, images=images,
+    )  # fmt: skip
 
 
 def _row(layer: Mapping[str, Any], variant: str, links: Mapping[str, str]) -> str:
@@ -126,7 +138,7 @@ _TEMPLATE = """<!doctype html>
 <main id="plain">
 <header><h1>{title}</h1>
 <dl class="facts">{facts}</dl>
-<p class="note">Every picture was optimised to excite one channel. <a href="{contact}">Contact sheet</a></p></header>
+<p class="note">Every picture was optimised to excite one channel.{contact}</p></header>
 {rows}</main>
 <div id="app" hidden></div>
 {data}<script>{program}</script>

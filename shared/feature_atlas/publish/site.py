@@ -22,6 +22,7 @@ from feature_atlas.publish import card, contact, page, scripts
 from feature_atlas.publish.catalogue import Catalogue
 from feature_atlas.publish.layers import LayerBuilder
 from feature_atlas.publish.records import LayerFile, PublishedFile
+from feature_atlas.publish.selectivity import Judge, merged
 from feature_atlas.publish.shelf import Shelf
 from feature_atlas.publish.survey import survey
 
@@ -59,6 +60,7 @@ def publish(
     packs: bool = True,
     live: bool = False,
     fresh: bool = False,
+    judge: Judge | None = None,
 ) -> Published:
     """Brings everything derived of an atlas up to date; what to open is in the result's ``page``.
 
@@ -68,6 +70,7 @@ def publish(
         packs: also write one tar per 256 channels, for bulk downloads.
         live: a run goes on: the page will look for news, packs of unfinished blocks wait.
         fresh: build everything anew, whatever was published before.
+        judge: shows pictures to the network and says which channel answers most; the worker package has one.
 
     Raises:
         RequestError: there is no atlas.
@@ -75,7 +78,9 @@ def publish(
     """
     atlas = target if isinstance(target, Atlas) else Atlas.open(target)
     atlas.reload()
-    return Site(atlas, progress or (lambda done, total: None), packs=packs, live=live, fresh=fresh).publish()
+    site = Site(atlas, progress or (lambda done, total: None), packs=packs, live=live, fresh=fresh)
+    site.judge = judge
+    return site.publish()
 
 
 class Site:
@@ -86,6 +91,7 @@ class Site:
     ) -> None:
         self.store, self.plan, self.file = atlas.store, atlas.plan, atlas.file
         self.progress, self.packs, self.live, self.fresh = progress, packs, live, fresh
+        self.judge: Judge | None = None
         self.started = time.monotonic()
         self.groups = survey(self.store, self.plan)
         self.seen, self.expected = 0, sum(len(group.done) for group in self.groups.values())
@@ -125,7 +131,8 @@ class Site:
             self.store, self.plan.layers[name], mine, self.present, readers,
             packs=self.packs, live=self.live, fresh=self.fresh, on_units=self._advance,
         )  # fmt: skip
-        file = builder.build()
+        known = keys.selectivity(name) in self.present
+        file = merged(self.store, builder.build(), self.plan.variants, self.judge, known)
         self.shelf.put(keys.layer(name), file.model_dump_json(by_alias=True).encode() + b"\n", JSON)
         self.shelf.put(keys.layer(name, "js"), scripts.script(name, scripts.grid(file, self.plan.variants)), SCRIPT)
         self.shelf.put(keys.detail(name), scripts.script(f"{name}/detail", scripts.detail(file)), SCRIPT)

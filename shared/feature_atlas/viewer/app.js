@@ -136,6 +136,7 @@ class App {
   where() {
     const from = new URLSearchParams(location.search).get("from");
     if (from) return from;
+    if (this.atlas.about.from) return this.atlas.about.from;
     const path = decodeURIComponent(location.pathname.replace(/[^/]*$/, "").replace(/(.)\/$/, "$1"));
     return location.protocol === "file:" ? path : location.origin + path;
   }

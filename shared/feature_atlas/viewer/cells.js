@@ -1,12 +1,12 @@
 /* Cells: one unit as a square cut out of a sheet, and grids of many of them that only build what is on the screen. */
 
-const SHEETS = [16, 64, 128];
+const SHEETS = (embedded && embedded.sizes) || [16, 64, 128];
 const BLOCK = 256, SIDE = 16;
 
 /** The sheet size for a cell of so many CSS pixels. */
 function sheetFor(px) {
   const needed = px * (window.devicePixelRatio || 1);
-  return needed <= 24 ? 16 : needed <= 96 ? 64 : 128;
+  return SHEETS.find((size) => needed <= size * 1.5) || SHEETS[SHEETS.length - 1];
 }
 
 /** Where a unit lies: its sheet's address, the sheet's shape in cells, its column and row. */
@@ -28,7 +28,7 @@ const cssUrl = (url) => `url("${url.replace(/["\\\n]/g, encodeURIComponent)}")`;
 function showOn(node, unit, px, full = false) {
   node.dataset.state = unit.state;
   if (unit.row < 0 || unit.state !== "ok") return node;
-  if (full) {
+  if (full && unit.image()) {
     node.style.backgroundImage = cssUrl(unit.image());
     node.style.backgroundSize = "cover";
     return node;

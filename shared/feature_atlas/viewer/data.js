@@ -95,7 +95,7 @@ class Atlas {
     this.stamp = "";
   }
   url(key, version) {
-    if (embedded && !this.base) return embedded.links[key] || key;
+    if (embedded && !this.base) return embedded.links[key] || "";
     return this.base + key + (version ? `?v=${version}` : "");
   }
   script(key, name, version) {

@@ -46,7 +46,7 @@ function mosaic(units, columns, carry, from = 0, size = 16) {
   Object.assign(canvas.style, { width: `${columns * size}px`, height: `${lines * size}px` });
   const pen = canvas.getContext("2d");
   pen.scale(ratio, ratio);
-  paintUnits(pen, units, columns, size, ratio);
+  paintUnits(pen, units, columns, size);
 
   const put = (n) => {
     const unit = units[n];
@@ -68,19 +68,19 @@ function mosaic(units, columns, carry, from = 0, size = 16) {
   return frame;
 }
 
-function paintUnits(pen, units, columns, size, ratio) {
+function paintUnits(pen, units, columns, size) {
   const paint = colours();
+  const cut = sheetFor(size);
   const bySheet = new Map();
   units.forEach((unit, n) => {
     const x = (n % columns) * size, y = Math.floor(n / columns) * size;
     if (unit.state !== "ok") { paintState(pen, unit.state, x, y, size, paint); return; }
     pen.fillStyle = paint.cell;
     pen.fillRect(x, y, size, size);
-    const { url, column, row } = place(unit, ratio > 1.2 ? 64 : 16);
+    const { url, column, row } = place(unit, cut);
     if (!bySheet.has(url)) bySheet.set(url, []);
     bySheet.get(url).push([column, row, x, y]);
   });
-  const cut = ratio > 1.2 ? 64 : 16;
   for (const [url, parts] of bySheet) {
     const image = sheetImage(url);
     image.ready.then(() => {

@@ -1,5 +1,6 @@
 /* One unit: its picture in full, beside its variants, numbers, recipe, provenance and look-alikes. */
 
+const BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7";
 const AUTOMATIC = 6000; // up to so many units the search across the network needs no click
 
 class UnitPage {
@@ -46,7 +47,7 @@ class UnitPage {
           this.app.pin(this.unit);
           event.target.textContent = this.app.pins.has(this.unit.name) ? "Unpin" : "Pin";
         }, { class: "quiet", title: "keep for comparing (c)" }),
-        this.unit.row >= 0 ? h("a", { class: "quiet", href: this.unit.image(), download: "" }, "PNG") : "",
+        this.unit.row >= 0 && this.unit.image() ? h("a", { class: "quiet", href: this.unit.image(), download: "" }, "PNG") : "",
         this.unit.row >= 0 && !embedded ? h("a", { class: "quiet", href: this.unit.manifest }, "JSON") : ""));
   }
   showPicture(detail) {
@@ -56,14 +57,14 @@ class UnitPage {
       return;
     }
     if (!this.image) {
-      this.image = h("img", { class: "master", src: unit.image(), alt: describe(unit), width: 512, height: 512, on: {
+      this.image = h("img", { class: "master", src: unit.image() || BLANK, alt: describe(unit), width: 512, height: 512, on: {
         load: () => { if (this.image.naturalWidth !== this.image.naturalHeight) this.image.style.aspectRatio = `${this.image.naturalWidth} / ${this.image.naturalHeight}`; },
         click: () => this.image.classList.toggle("pixels"),
       }, title: "click: sharp or smooth pixels" });
-      showOn(this.image, unit, 128); // the sheet's cell stands in until the picture has come
+      showOn(this.image, unit, 128); // the sheet's cell stands in until the picture has come, or where there is none
     }
     const many = detail ? detail.sha256.length : 1;
-    const further = many < 2 ? "" : h("div", { class: "images", role: "group", "aria-label": "diverse images of this channel" },
+    const further = many < 2 || !unit.image(1) ? "" : h("div", { class: "images", role: "group", "aria-label": "diverse images of this channel" },
       Array.from({ length: many }, (_, n) => button(h("img", { src: unit.image(n), alt: `image ${n + 1} of ${many}`, width: 96, height: 96 }), () => {
         this.image.src = unit.image(n);
         this.image.style.backgroundImage = "none";
