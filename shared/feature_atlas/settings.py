@@ -37,6 +37,24 @@ class Settings(BaseModel):
         default=None, ge=1, le=4096, description="channels per batch; by default what the memory holds"
     )
     fsync: bool = Field(default=False, description="flush every file of a folder atlas to disk before going on")
+    visibility_timeout: float = Field(
+        default=120.0, ge=1.0, le=3600.0,
+        description="seconds after a worker's last sign of life until its jobs go to others; the same for all workers",
+    )  # fmt: skip
+    grace: float = Field(default=25.0, ge=0.0, description="seconds that a batch may still take after SIGTERM")
+    patience: float = Field(
+        default=120.0, ge=0.0, description="seconds for which a store or broker that fails is tried again in place"
+    )
+    stall: float = Field(
+        default=1800.0, ge=1.0, description="seconds without a step after which a worker's process counts as hung"
+    )
+    watchdog: float = Field(
+        default=60.0, ge=1.0, description="seconds without a new job, while jobs wait, until a worker starts afresh"
+    )
+    rest: float = Field(
+        default=60.0, ge=1.0, description="seconds between two looks of idle workers for jobs that the queue lost"
+    )
+    alive_file: str = Field(default="", description="a file that a living worker touches, for liveness probes")
     cache_dir: str = Field(default="", description="where downloaded weights are kept; by default PyTorch's own cache")
 
     @field_validator("allowed_stores", "allowed_hosts", "allowed_models", mode="before")

@@ -34,6 +34,8 @@ class Outcome(NamedTuple):
     manifest: Manifest | None = None
     error: str = ""
     traceback: str = ""
+    #: The request itself was wrong: trying again cannot help.
+    final: bool = False
 
 
 @dataclass
@@ -89,7 +91,7 @@ class GroupRun:
         """Renders a batch padded to ``shape``; divides it until what fails is alone."""
         if self.hopeless is not None:
             for job in batch:
-                self._fail(job, "failed", self.hopeless, "")
+                self._fail(job, "failed", self.hopeless, "", final=True)
             return
         result = None if self._stopping() else self._render(batch, shape)
         if isinstance(result, list):
@@ -160,13 +162,15 @@ class GroupRun:
             if trouble.sentence in self.refused:
                 self.hopeless = trouble.sentence
             self.refused.add(trouble.sentence)
-        self._fail(job, "failed", trouble.sentence, trouble.traceback)
+        self._fail(job, "failed", trouble.sentence, trouble.traceback, final=trouble.kind == "request")
 
-    def _fail(self, job: Job, status: Literal["nan", "failed"], error: str, trace: str) -> None:
+    def _fail(
+        self, job: Job, status: Literal["nan", "failed"], error: str, trace: str, *, final: bool = False
+    ) -> None:
         log.warning("%s failed: %s", job.unit, error)
         worker = self.executor.worker
         commit.patiently(lambda: commit.put_failure(self.store, job, error, trace, worker), self.executor.patience)
-        self.on_outcome(Outcome(job, status, None, error, trace))
+        self.on_outcome(Outcome(job, status, None, error, trace, final))
 
     def _listed_errors(self) -> set[Unit]:
         """Units of this group with a failure on record, which a success removes."""

@@ -1,0 +1,170 @@
+"""The message broker: reached, and looked at before anything is entrusted to it.
+
+Any Redis or Valkey from 6.2.  URLs: ``redis://[user:password@]host:port/db``, ``rediss://`` (TLS), and
+``redis+socket:///path?virtual_host=db`` or ``unix:///path?db=N`` for a unix socket.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import redis
+
+from feature_atlas.errors import AtlasError, BrokerError, RequestError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+OLDEST = (6, 2)
+_SPELLINGS = "redis://[:password@]host:6379/0, rediss://... (TLS) or redis+socket:///path/to/socket"
+_SCHEMES = ("redis", "rediss", "redis+socket", "unix")
+
+
+def connect(url: str, *, timeout: float = 5.0) -> redis.Redis:
+    """A client of a broker that is there, lets us in, and can do its work.
+
+    Warns in the log where the broker may throw messages away.
+
+    Raises:
+        RequestError: not the URL of a broker.
+        BrokerError: unreachable, refused us, is not Redis, or is too old; one sentence that says which.
+    """
+    client = open_client(url, timeout=timeout)
+    try:
+        check(client, url)
+        for sentence in doubts(client, url):
+            log.warning("%s", sentence)
+    except BaseException:
+        client.close()
+        raise
+    return client
+
+
+def examine(url: str) -> Iterator[tuple[Literal["ok", "warn", "fail"], str, str]]:
+    """(level, what, sentence) of everything that ``doctor`` should say about a broker."""
+    try:
+        client = open_client(url)
+        try:
+            name, version = check(client, url)
+            yield "ok", "broker", f"{name} {version} at {public(url)}"
+            for sentence in doubts(client, url):
+                yield "warn", "broker", sentence
+        finally:
+            client.close()
+    except AtlasError as error:
+        yield "fail", "broker", str(error)
+
+
+def open_client(url: str, *, timeout: float = 5.0) -> redis.Redis:
+    """A client that has not yet connected.  Raises RequestError."""
+    try:
+        return redis.Redis.from_url(for_redis(url), socket_timeout=timeout, socket_connect_timeout=timeout)
+    except (ValueError, TypeError) as error:
+        raise RequestError(f"{public(url)!r} is not the URL of a broker ({error}): use {_SPELLINGS}") from None
+
+
+def check(client: redis.Redis, url: str) -> tuple[str, str]:
+    """(name, version) of the broker.  Raises BrokerError unless it can be used: see :func:`connect`."""
+    where = public(url)
+    try:
+        client.ping()
+        info: dict[str, Any] = client.info("server")
+    except trouble() as error:
+        raise explain(error, url) from error
+    numbers = re.findall(r"\d+", str(info.get("redis_version", "")))
+    if len(numbers) < 2:
+        raise BrokerError(f"what answers at {where} does not say which version of Redis it is")
+    if (int(numbers[0]), int(numbers[1])) < OLDEST:
+        oldest, version = ".".join(map(str, OLDEST)), info["redis_version"]
+        raise BrokerError(f"the broker at {where} is Redis {version}, which is too old: at least {oldest} is needed")
+    if "valkey_version" in info:
+        return "Valkey", str(info["valkey_version"])
+    return "Redis", str(info["redis_version"])
+
+
+def doubts(client: redis.Redis, url: str) -> Iterator[str]:
+    """One sentence for everything that may go wrong later with a broker that works now."""
+    try:
+        policy = client.info("memory").get("maxmemory_policy", "noeviction")
+        skew = clock_skew(client)
+    except trouble():  # not everybody may ask
+        return
+    if policy != "noeviction":
+        yield (
+            f"the broker at {public(url)} throws data away when its memory is full (maxmemory-policy {policy}):"
+            " set noeviction"
+        )
+    if abs(skew) > 5:
+        yield f"this machine's clock is {skew:+.0f} s off the broker's, so leases go wrong: synchronise both (NTP)"
+
+
+def trouble() -> tuple[type[Exception], ...]:
+    """What a client may raise when the broker fails."""
+    return (redis.RedisError, OSError)
+
+
+def explain(error: Exception, url: str) -> BrokerError:
+    """The sentence for what a client raised."""
+    where = public(url)
+    if isinstance(error, redis.AuthenticationError):
+        return BrokerError(f"the broker at {where} did not let us in ({error}): check user and password")
+    if isinstance(error, redis.exceptions.BusyLoadingError):
+        return BrokerError(f"the broker at {where} is still loading its data: try again in a moment")
+    if isinstance(error, redis.exceptions.OutOfMemoryError):
+        return BrokerError(f"the memory of the broker at {where} is full: give it more, then run the command again")
+    if isinstance(error, redis.TimeoutError):
+        return BrokerError(f"the broker at {where} does not answer: is it Redis, and does a firewall allow it?")
+    if isinstance(error, redis.InvalidResponse | redis.ResponseError):
+        if "NOAUTH" in str(error):
+            return BrokerError(f"the broker at {where} wants a password: redis://:PASSWORD@host:port/0")
+        return BrokerError(f"what answers at {where} is not Redis, or not ours to use ({_short(error)})")
+    return BrokerError(f"no broker at {where} ({_short(error)}): start one, or check the URL")
+
+
+def clock_skew(client: redis.Redis) -> float:
+    """Seconds by which this machine's clock is ahead of the broker's."""
+    before = time.time()
+    seconds, micros = client.time()
+    return (before + time.time()) / 2 - (seconds + micros / 1e6)
+
+
+def for_redis(url: str) -> str:
+    """The URL as redis-py spells it.  Raises RequestError."""
+    if not url.strip():
+        raise RequestError(f"no broker given: say --broker or set FEATURE_ATLAS_BROKER to {_SPELLINGS}")
+    scheme = url.partition("://")[0].lower() if "://" in url else ""
+    if scheme not in _SCHEMES:
+        near = did_you_mean(scheme, _SCHEMES) if scheme else ""
+        raise RequestError(f"{public(url)!r} is not the URL of a broker{near}: use {_SPELLINGS}")
+    if scheme != "redis+socket":
+        return url
+    parts = urlsplit(url)
+    database = parse_qs(parts.query).get("virtual_host", ["0"])[0]
+    user = parts.netloc + "@" if parts.netloc and not parts.netloc.endswith("@") else parts.netloc
+    return f"unix://{user}{parts.path}?db={database}"
+
+
+def for_kombu(url: str) -> str:
+    """The URL as Celery spells it.  Raises RequestError."""
+    for_redis(url)
+    if not url.startswith("unix://"):
+        return url
+    parts = urlsplit(url)
+    return f"redis+socket://{parts.netloc}{parts.path}?virtual_host={parse_qs(parts.query).get('db', ['0'])[0]}"
+
+
+def public(url: str) -> str:
+    """The URL without its password, for messages."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return url.rpartition("@")[2]
+    return url.replace(f":{password}@", ":***@", 1) if password else unquote(url)
+
+
+def _short(error: BaseException) -> str:
+    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__

@@ -1,0 +1,67 @@
+"""Which machine's folder an atlas URL means: ``/data/atlas`` here need not be ``/data/atlas`` there.
+
+Whoever enqueues leaves a random token in the folder and names it to the broker; a worker that does not find the same
+token looks at another machine's folder.  A shared file system passes, wherever it is mounted under the same path.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import socket
+from pathlib import Path
+
+from feature_atlas import keys
+from feature_atlas.errors import ObjectNotFound
+from feature_atlas.store import DirectoryStore, Store
+
+log = logging.getLogger(__name__)
+
+
+def describe(store: Store) -> str:
+    """What the broker keeps of an atlas's place (JSON); leaves a token in a folder that has none."""
+    about = {"host": socket.gethostname()}
+    if isinstance(store, DirectoryStore):
+        about["machine"] = _machine()
+        about["token"] = _token(store) or _leave(store)
+    return json.dumps(about)
+
+
+def difference(store: Store, described: str | bytes | None) -> str | None:
+    """One sentence where the folder behind ``store`` is not the one described; None where all is well."""
+    if not isinstance(store, DirectoryStore) or not described:
+        return None
+    try:
+        about = json.loads(described)
+        machine, token, host = about.get("machine"), about.get("token"), about.get("host", "another machine")
+    except (ValueError, AttributeError):
+        return None
+    # On the machine that enqueued, a folder without its token was removed or restored: no foreign one.
+    if token is None or machine == _machine() or _token(store) == token:
+        return None
+    return (
+        f"{store.url} on this machine ({socket.gethostname()}) is not the folder that {host} enqueued:"
+        " share that folder under the same path, or use s3://"
+    )
+
+
+def _token(store: Store) -> str | None:
+    try:
+        return store.get(keys.PLACE).decode("ascii", "replace").strip() or None
+    except ObjectNotFound:
+        return None
+
+
+def _leave(store: Store) -> str:
+    store.put(keys.PLACE, secrets.token_hex(16).encode(), content_type="text/plain")
+    return _token(store) or ""
+
+
+def _machine() -> str:
+    """Tells machines apart: containers of one image share neither host name nor folders."""
+    try:
+        boot = Path("/etc/machine-id").read_text().strip()
+    except OSError:
+        boot = ""
+    return f"{socket.gethostname()}/{boot}"

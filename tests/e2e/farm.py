@@ -1,0 +1,184 @@
+"""A farm for tests: an atlas of any size, worker processes that can be hurt, and what must hold at the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from feature_atlas import keys, manifest, spec
+from feature_atlas.atlas import Atlas
+from feature_atlas.broker import open_client
+from feature_atlas.messages import QUEUE, UNACKED, attempts_key, dead_key
+from feature_atlas.plan import LayerPlan, PlanFile
+from feature_atlas.spec import ModelRef, Recipe, Unit
+from feature_atlas_producer.enqueue import enqueue
+from tests.servers import wait_until
+
+MODEL = ModelRef(name="toy", weights="random:0", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+ROOT = Path(__file__).parents[2]
+
+
+def grow(url: str, layers: int = 1, channels: int = 20, **recipe: Any) -> Atlas:
+    """An atlas of this many layers and channels; ``conv0`` is the first."""
+    rows = tuple(
+        LayerPlan(name=f"conv{i}", kind="conv", index=i, total=channels, channels=f"0:{channels}")
+        for i in range(layers)
+    )
+    variants = {"channel": Recipe(**{"steps": 2, "size": 8, "renderer": spec.RENDERER, **recipe})}
+    return Atlas.grow(url, MODEL, PlanFile(model=MODEL.digest(), layers=rows, variants=variants))
+
+
+class Worker:
+    """One worker: Celery's parent and its rendering child."""
+
+    def __init__(self, farm: Farm, name: str, environ: Mapping[str, str], module: str = "tests.e2e.cheap_worker") -> None:
+        self.farm, self.name = farm, name
+        self.log = farm.folder / f"{name}.log"
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, name], cwd=ROOT, env={**os.environ, **farm.environ, **environ},
+                stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    @property
+    def child(self) -> int | None:
+        """The process that renders, if there is one just now."""
+        try:
+            text = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
+        except OSError:
+            return None
+        return int(text.split()[0]) if text.split() else None
+
+    def signal(self, number: signal.Signals) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+
+    def kill(self) -> None:
+        """kill -9 of both, as when the machine goes away."""
+        child = self.child
+        self.signal(signal.SIGKILL)
+        self.process.wait()
+        if child is not None:
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+
+    def kill_child(self) -> bool:
+        """kill -9 of the rendering process only."""
+        child = self.child
+        if child is None:
+            return False
+        try:
+            os.kill(child, signal.SIGKILL)
+        except ProcessLookupError:
+            return False
+        return True
+
+    def stop(self, seconds: float = 30) -> int:
+        """SIGTERM; the exit status."""
+        self.signal(signal.SIGTERM)
+        return self.process.wait(seconds)
+
+
+class Farm:
+    """A broker, an atlas and workers; everything ends with the ``with`` block."""
+
+    def __init__(self, folder: Path, broker: str, atlas: Atlas, environ: Mapping[str, str] | None = None) -> None:
+        self.folder, self.broker, self.atlas = folder, broker, atlas
+        self.drawn = folder / "drawn.log"
+        self.client: redis.Redis = open_client(broker)
+        self.workers: list[Worker] = []
+        self.environ = {
+            "FEATURE_ATLAS_BROKER": broker,
+            "FEATURE_ATLAS_ALLOWED_STORES": atlas.url,
+            "FEATURE_ATLAS_BATCH": "8",
+            "FEATURE_ATLAS_DEVICE": "cpu",
+            "FEATURE_ATLAS_VISIBILITY_TIMEOUT": "4",
+            "FEATURE_ATLAS_GRACE": "5",
+            "FEATURE_ATLAS_REST": "2",
+            "TEST_LOG": str(self.drawn),
+            **(environ or {}),
+        }
+        self.drawn.touch()
+
+    def __enter__(self) -> Farm:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers:
+            worker.kill()
+        self.client.close()
+
+    def start(self, name: str = "", module: str = "tests.e2e.cheap_worker", **environ: str) -> Worker:
+        worker = Worker(self, name or f"w{len(self.workers)}", environ, module)
+        self.workers.append(worker)
+        return worker
+
+    def enqueue(self) -> int:
+        return enqueue(self.atlas, self.broker).sent
+
+    def waiting(self) -> int:
+        """Messages queued or in hand."""
+        return self.client.llen(QUEUE) + self.client.hlen(UNACKED)
+
+    def wait(self, seconds: float = 60, *, left: int = 0) -> None:
+        """Until every planned job but ``left`` has its picture, and the queue is empty."""
+        goal = len(self.atlas.plan) - left
+
+        def finished() -> bool:
+            return self.waiting() == 0 and len(self.atlas.done()) >= goal
+
+        try:
+            wait_until(finished, f"{goal} pictures", seconds)
+        except TimeoutError as error:
+            raise AssertionError(f"{error}: {self.state()}\n{self.logs()}") from None
+
+    def state(self) -> str:
+        return (
+            f"done {len(self.atlas.done())} of {len(self.atlas.plan)}, queued {self.client.llen(QUEUE)},"
+            f" in hand {self.client.hlen(UNACKED)}, given up {self.client.hlen(dead_key(self.atlas.url))}"
+        )
+
+    def logs(self, lines: int = 40) -> str:
+        return "\n".join(
+            f"--- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+            for path in sorted(self.folder.glob("*.log")) if path != self.drawn
+        )  # fmt: skip
+
+    def drawings(self) -> Counter[str]:
+        """How often each picture was drawn to its end."""
+        return Counter(line for line in self.drawn.read_text().split() if not line.startswith("try:"))
+
+    def in_vain(self) -> int:
+        """Pictures drawn though they had been drawn before."""
+        return sum(count - 1 for count in self.drawings().values())
+
+    def check(self) -> None:
+        """What must hold whenever the queue is empty and nobody works: the invariants of the farm."""
+        atlas, client = self.atlas, self.client
+        planned, done = set(atlas.plan.units()), atlas.done()
+        given_up = {tuple(name.decode().split("|")) for name in client.hkeys(dead_key(atlas.url))}
+        failed = {Unit(variant, layer, int(channel)) for variant, layer, channel in given_up}
+        assert not done - planned, "pictures that nobody planned"
+        assert done | failed == planned, f"{len(planned - done - failed)} lost: {self.state()}"
+        assert not done & failed
+        assert client.hlen(attempts_key(atlas.url)) == 0, client.hgetall(attempts_key(atlas.url))
+        problems = [problem for problem in atlas.verify() if not problem.harmless]
+        assert not problems, problems[:3]
+        for unit in done:
+            key = keys.image(unit)
+            pixels, record = manifest.decode_png(atlas.store.get(key), key)
+            assert record is not None and record.job == atlas.plan.job(unit)
+            assert record.pixels_sha256[0] == manifest.pixels_sha256(pixels)
+        assert self.enqueue() == 0
+
+

@@ -1,0 +1,104 @@
+"""The Celery application of the worker, and its one task: ``celery -A feature_atlas_worker.app worker``.
+
+The task is a shell around :class:`feature_atlas_worker.turn.Turn`.  The parent imports torch, so that a new child
+starts at once, and never touches a device: a forked process could not use it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from typing import Any
+
+from celery import Task, signals
+from celery.apps.worker import Worker as CeleryWorker
+from celery.exceptions import Reject
+
+from feature_atlas.broker import open_client
+from feature_atlas.messages import TASK, order_of
+from feature_atlas.queue import Template, make_app
+from feature_atlas.settings import Settings
+from feature_atlas_worker import transport
+from feature_atlas_worker.child import Child
+from feature_atlas_worker.pulse import Pulse
+from feature_atlas_worker.turn import Turn
+from feature_atlas_worker.watchdog import Watchdog
+
+log = logging.getLogger(__name__)
+
+settings = Settings.load()
+settings = settings.model_copy(update={"broker": settings.broker or "redis://localhost:6379/0"})
+transport.install()
+app = make_app(settings.broker, visibility_timeout=settings.visibility_timeout, grace=settings.grace)
+pulse = Pulse()
+_name = f"worker-{os.getpid()}"
+_template: Template | None = None
+_child: Child | None = None
+
+
+class Worker(CeleryWorker):  # type: ignore[misc]
+    """Celery's worker, whose soft shutdown ends as soon as the batch in hand has ended."""
+
+    def wait_for_soft_shutdown(self) -> None:
+        """Lets the child finish what fits into the grace period.  Celery would sleep all of it."""
+        pulse.drain()
+        end = time.monotonic() + self.app.conf.worker_soft_shutdown_timeout
+        while pulse.busy and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+app.Worker = app.subclass_with_self(Worker)
+
+
+@app.task(name=TASK, bind=True, ignore_result=True)  # type: ignore[untyped-decorator]
+def render(task: Task, atlas: str, variant: str, layer: str, channel: int) -> None:
+    """Renders one job, and the waiting siblings that fit beside it."""
+    child, order = _get_child(), order_of((atlas, variant, layer, channel))
+    pulse.busy = True
+    child.touch()
+    try:
+        Turn(child, child.message(task.request.properties["delivery_tag"], order)).go()
+    except Exception as error:
+        # Never acknowledged by an error of ours.
+        raise Reject(str(error), requeue=True) from error
+    finally:
+        child.touch()
+        pulse.busy = False
+
+
+def _get_child() -> Child:
+    global _child, _template
+    if _child is None or _child.beat.pid != os.getpid():
+        _template = _template or Template(app)
+        _child = Child(settings, _template, pulse, _name)
+    return _child
+
+
+@signals.celeryd_after_setup.connect(weak=False)  # type: ignore[untyped-decorator]
+def _name_worker(sender: str, **_: Any) -> None:
+    global _name, _template
+    _name, _template = sender, Template(app)
+
+
+@signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
+def _start_child(**_: Any) -> None:
+    pulse.busy = False
+    _get_child()
+
+
+@signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
+def _watch(**_: Any) -> None:
+    if not settings.allowed_stores:
+        log.error("no place is allowed, so every job is refused: set FEATURE_ATLAS_ALLOWED_STORES, or --store")
+    Watchdog(
+        open_client(settings.broker), pulse, patience=settings.watchdog, silence=3 * settings.visibility_timeout + 60,
+        grace=settings.grace, alive_file=settings.alive_file,
+    ).start()  # fmt: skip
+
+
+def main(name: str = "") -> None:
+    """Runs one worker with the right options until it is told to end."""
+    name = name or f"w{os.getpid()}"
+    options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    app.worker_main(["worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])

@@ -1,0 +1,121 @@
+"""What a rendering process keeps between tasks: device and model, connections, atlases, and its record."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+from collections import deque
+
+import torch
+
+from feature_atlas.broker import open_client
+from feature_atlas.errors import DeviceError
+from feature_atlas.messages import Message, Order, parse
+from feature_atlas.monitor import Beat
+from feature_atlas.queue import Template
+from feature_atlas.settings import Settings
+from feature_atlas_worker.atlases import Atlases
+from feature_atlas_worker.claim import Hand
+from feature_atlas_worker.execute import Executor
+from feature_atlas_worker.lease import Lease
+from feature_atlas_worker.pulse import Pulse
+
+log = logging.getLogger(__name__)
+
+#: Seconds over which the rate is taken.
+_RECENT = 300.0
+
+
+class Child:
+    """The state of one rendering process.  Made after the fork; the device is first touched by the first job."""
+
+    def __init__(self, settings: Settings, template: Template, pulse: Pulse, worker: str) -> None:
+        self.settings, self.template, self.pulse = settings, template, pulse
+        self.client = open_client(settings.broker)
+        self.hand = Hand(self.client)
+        self.atlases = Atlases(self.client, settings.allowed_stores)
+        self.beat = Beat(
+            worker=worker, host=socket.gethostname(), pid=os.getpid(), device=settings.device, started=time.time()
+        )
+        #: Atlases that this process had jobs of.
+        self.served: set[str] = set()
+        #: Groups refused since something was rendered, and how often all that waited was refused.
+        self.refused: set[str] = set()
+        self.refusals = 0
+        #: URL -> (until when, why) its model cannot be loaded here.
+        self.unfit: dict[str, tuple[float, str]] = {}
+        self._executor: Executor | None = None
+        self._touched = time.monotonic()
+        self._recent: deque[float] = deque(maxlen=10_000)
+        self.lease = Lease(self, template)
+        self.lease.start()
+
+    def close(self) -> None:
+        """Ends the thread and frees the model."""
+        self.lease.stop()
+        if self._executor is not None:
+            self._executor.close()
+        self.client.close()
+
+    @property
+    def executor(self) -> Executor:
+        """The executor, made at first use.
+
+        Raises:
+            DeviceError: there is no such device, or it does not compute.
+        """
+        if self._executor is None:
+            executor = Executor(
+                self.settings.device, self.settings.batch, self.beat.worker, self.settings,
+                patience=self.settings.patience,
+            )  # fmt: skip
+            _probe(executor.device)
+            self._executor = executor
+            self.beat = self.beat.model_copy(update={"device": executor.software["device"]})
+        return self._executor
+
+    def touch(self) -> None:
+        """Something moves: a step was done, a turn began or ended."""
+        self._touched = time.monotonic()
+
+    @property
+    def quiet_for(self) -> float:
+        """Seconds since something moved."""
+        return time.monotonic() - self._touched
+
+    def note(self, **changes: object) -> None:
+        """Changes fields of the record that the next beat tells."""
+        self.beat = self.beat.model_copy(update=changes)
+
+    def count(self, done: int = 0, failed: int = 0) -> None:
+        """Adds to the record."""
+        self._recent.extend([time.monotonic()] * done)
+        self.note(done=self.beat.done + done, failed=self.beat.failed + failed)
+
+    def beat_now(self) -> Beat:
+        """The record of this moment."""
+        now = time.monotonic()
+        recent = [moment for moment in tuple(self._recent) if now - moment < _RECENT]
+        # A full window has forgotten its beginning.
+        span = now - recent[0] if len(recent) > 1 else 0.0
+        return self.beat.model_copy(update={"rate": round(len(recent) / span, 4) if span else 0.0, "at": time.time()})
+
+    def message(self, tag: str, order: Order) -> Message:
+        """The message that Celery took for the running task."""
+        taken = self.hand.taken(tag)
+        if taken is not None and taken.order == order:
+            return taken
+        # The broker has forgotten it.  The job can be done all the same.
+        raw = next(self.template.messages(order.atlas, order.variant, order.layer, [order.channel]))
+        return parse(raw)._replace(tag=tag)
+
+
+def _probe(device: torch.device) -> None:
+    """Raises DeviceError where the device does not compute: then no job is to blame."""
+    try:
+        if float(torch.ones(8, device=device).sum()) != 8.0:
+            raise DeviceError(f"{device} computes wrongly")
+    except RuntimeError as error:
+        raise DeviceError(f"{device} does not compute ({str(error).splitlines()[0]})") from error

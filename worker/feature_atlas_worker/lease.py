@@ -1,0 +1,130 @@
+"""Beside the work: leases renewed, signs of life, flags read, a hung process ended, lost jobs looked for when idle."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+from typing import TYPE_CHECKING, cast
+
+from redis import RedisError
+
+from feature_atlas import monitor
+from feature_atlas.errors import AtlasError, BrokerError
+from feature_atlas.messages import ATLASES, FLAGS, QUEUE, WORKERS, Flag, rest_key
+from feature_atlas.queue import Template
+from feature_atlas.reconcile import reconcile
+from feature_atlas_worker.atlases import Atlases, Refusal
+
+if TYPE_CHECKING:
+    from feature_atlas_worker.child import Child
+
+log = logging.getLogger(__name__)
+
+#: The exit status of a process that ends itself because it hangs or its device failed.
+BROKEN = 70
+#: Seconds for which a complete atlas is left alone.
+_LONG_REST = 3600
+
+
+class Lease:
+    """A thread of the rendering process.  As long as it ticks, nobody else gets this process's jobs."""
+
+    def __init__(self, child: Child, template: Template) -> None:
+        self.child, self.template = child, template
+        self.flags: dict[str, Flag] = {}
+        # Of its own: those of the work belong to the work's thread.
+        self.atlases = Atlases(child.client, child.settings.allowed_stores)
+        #: How many workers were heard of lately.
+        self.workers = 1
+        self.interval = min(child.settings.visibility_timeout / 4, 10.0)
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+        self._search: threading.Thread | None = None
+        self._troubled = False
+
+    def start(self) -> None:
+        """Begins to tick."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._end.set()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        while True:
+            self.child.pulse.beat()
+            try:
+                self.tick()
+                self._troubled = False
+            except RedisError as error:
+                if not self._troubled:
+                    log.warning("the broker does not answer (%s); work in hand goes on", error)
+                self._troubled = True
+            except Exception:
+                log.exception("a tick failed")
+            # Spread over the workers.
+            if self._end.wait(self.interval * random.uniform(0.8, 1.0)):
+                return
+
+    def tick(self) -> None:
+        """One round.  Raises RedisError."""
+        child = self.child
+        if child.pulse.busy and child.quiet_for > child.settings.stall:
+            self._break_off()
+        child.hand.renew()
+        child.hand.tell()
+        child.client.hset(WORKERS, child.beat.worker, child.beat_now().model_dump_json())
+        flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))
+        self.flags = {url.decode(): cast("Flag", value.decode()) for url, value in flags.items()}
+        self.workers = max(1, sum(beat.alive for beat in monitor.workers(child.client)))
+        self._search_if_idle()
+
+    def _break_off(self) -> None:
+        """Ends this process, which hangs; the attempts count, so that a job that hangs every time is given up."""
+        log.critical("no step for %.0f s: this process hangs and is ended", self.child.settings.stall)
+        try:
+            self.child.hand.give_back(self.child.hand.messages(), uncount=False)
+        finally:
+            os._exit(BROKEN)
+
+    def _search_if_idle(self) -> None:
+        child = self.child
+        if child.pulse.busy or child.pulse.draining or child.quiet_for < self.interval:
+            return
+        if self._search is not None and self._search.is_alive():
+            return
+        if child.client.llen(QUEUE):
+            return
+        # Not in this thread: a listing may take longer than a lease.
+        self._search = threading.Thread(target=self.search, name="reconcile", daemon=True)
+        self._search.start()
+
+    def search(self) -> None:
+        """Reconciles the atlases that this worker, or any other, has served."""
+        client = self.child.client
+        try:
+            known = {name.decode() for name in cast("list[bytes]", client.hkeys(ATLASES))}
+            for url in sorted(known | self.child.served):
+                rest = max(1, round(self.child.settings.rest))
+                if url not in self.flags and client.set(rest_key(url), "1", ex=rest, nx=True):
+                    self._reconcile(url)
+        except RedisError as error:
+            log.warning("the queue was not looked through: %s", error)
+
+    def _reconcile(self, url: str) -> None:
+        try:
+            result = reconcile(self.child.client, self.template, self.atlases.open(url))
+        except (Refusal, BrokerError) as error:
+            log.debug("%s is for others to look through: %s", url, error)
+            return
+        except AtlasError as error:
+            log.warning("%s was not looked through: %s", url, error)
+            return
+        if result.sent:
+            log.warning("%d jobs of %s had been lost by the queue and were sent again", result.sent, url)
+        if result.complete:
+            self.child.client.set(rest_key(url), "1", ex=_LONG_REST)
+            self.child.served.discard(url)

@@ -1,0 +1,178 @@
+"""Worker processes started, one per device, and started afresh when they end; no torch, no queue, no threads here."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+from feature_atlas.errors import DeviceError, RequestError
+
+log = logging.getLogger(__name__)
+
+#: Seconds: a worker that ran for less waits before its next start, twice as long each time up to the longest.
+_LONG_ENOUGH, _LONGEST_WAIT = 60.0, 60.0
+#: The exit status of a wrong request or setting: no new start can help.
+_WRONG = 2
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Member:
+    """One worker under supervision."""
+
+    name: str
+    environ: Mapping[str, str]
+    process: subprocess.Popen[bytes] | None = None
+    started: float = 0.0
+    failures: int = 0
+    #: When to start it next.
+    due: float = 0.0
+    exits: list[int] = field(default_factory=list)
+
+
+class Supervisor:
+    """Workers that run while the ``with`` block lasts, and end with this process however that ends.
+
+    Must be entered on the main thread.  SIGTERM and SIGINT ask for the end; a second one insists.
+    """
+
+    def __init__(
+        self, environs: Mapping[str, Mapping[str, str]], *, grace: float = 25.0, command: Sequence[str] = ()
+    ) -> None:
+        """``environs``: name -> what its environment has besides ours.  ``command`` gets the name appended."""
+        self.members = [Member(name, environ) for name, environ in environs.items()]
+        self.grace = grace
+        self.command = list(command) or [sys.executable, "-m", "feature_atlas_worker"]
+        self.asked = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _heard(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
+        if self.asked == 1:
+            os.write(2, b"\nending: jobs in hand are finished or given back; Ctrl-C again insists\n")
+        else:
+            self._signal(signal.SIGKILL)
+
+    def run(self, until: Callable[[], bool] = lambda: False, every: float = 0.5) -> int:
+        """Keeps the workers running until asked to end or ``until()``; the exit status for this command."""
+        while not self.asked and not until():
+            for member in self.members:
+                self._look_after(member)
+            if all(member.exits[-1:] == [_WRONG] for member in self.members):
+                return _WRONG
+            time.sleep(every)
+        return 0
+
+    def _look_after(self, member: Member) -> None:
+        now = time.monotonic()
+        if member.process is None:
+            if now >= member.due and member.exits[-1:] != [_WRONG]:
+                self._start(member)
+            return
+        status = member.process.poll()
+        if status is None:
+            return
+        member.process = None
+        member.exits.append(status)
+        member.failures = 0 if now - member.started > _LONG_ENOUGH else member.failures + 1
+        wait = min(_LONGEST_WAIT, 2.0 ** (member.failures - 1)) if member.failures else 0.0
+        member.due = now + wait
+        log.warning("worker %s ended with status %d; it starts afresh in %.0f s", member.name, status, wait)
+
+    def _start(self, member: Member) -> None:
+        member.started = time.monotonic()
+        # A group of its own, so that Ctrl-C reaches us alone and we tell the workers in order.
+        member.process = subprocess.Popen(
+            [*self.command, member.name], env={**os.environ, **member.environ}, stdin=subprocess.DEVNULL,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Ends the workers: SIGTERM, the grace period, SIGKILL."""
+        self._signal(signal.SIGTERM)
+        end = time.monotonic() + self.grace + 15.0
+        for member in self.members:
+            if member.process is None:
+                continue
+            try:
+                member.process.wait(max(0.1, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                log.warning("worker %s does not end: killed, its jobs come back by their leases", member.name)
+                _kill_group(member.process.pid)
+                member.process.wait()
+            member.process = None
+
+    def _signal(self, number: signal.Signals) -> None:
+        for member in self.members:
+            if member.process is not None and member.process.poll() is None:
+                if number == signal.SIGKILL:
+                    _kill_group(member.process.pid)
+                else:
+                    member.process.send_signal(number)
+
+
+def gpus(text: str) -> list[str]:
+    """The GPUs that ``all`` or ``0,2`` means, without touching any: as CUDA_VISIBLE_DEVICES names them.
+
+    Raises:
+        RequestError: neither.
+        DeviceError: there are none.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        there = [part.strip() for part in visible.split(",") if part.strip() and part.strip() != "-1"]
+    else:
+        there = [str(i) for i in range(_count())]
+    if text == "all":
+        chosen = there
+    else:
+        try:
+            chosen = [there[int(part)] for part in text.split(",")]
+        except ValueError:
+            raise RequestError(f"--gpus {text!r}: say all, or numbers such as 0,2") from None
+        except IndexError:
+            raise DeviceError(f"--gpus {text!r}: this machine has {len(there)} GPUs") from None
+    if not chosen:
+        raise DeviceError("--gpus: no GPU is visible here (nvidia-smi -L lists none); leave it out to use the CPU")
+    return chosen
+
+
+def _count() -> int:
+    try:
+        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
+
+
+def _kill_group(pid: int) -> None:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+
+
+def _end_with_parent() -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,0 +1,90 @@
+"""kombu's Redis transport with two holes closed: acks that fail, and messages that nobody can read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from typing import Any
+
+from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.transport.virtual import QoS as VirtualQoS
+
+from feature_atlas.messages import MalformedMessage, parse
+from feature_atlas.monitor import put_aside
+
+log = logging.getLogger(__name__)
+
+
+class SafeQoS(redis.QoS):  # type: ignore[misc]
+    """Frees the prefetch slot even where the ack cannot be delivered.
+
+    kombu logs the failure and keeps the slot, so that the worker never consumes again.  At worst the message comes
+    once more, and its job is found done.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Acknowledges, four times if need be."""
+        for attempt in range(4):
+            try:
+                self._remove_from_indices(delivery_tag).execute()
+                break
+            except self.channel.connection_errors as error:
+                log.warning("acknowledging %s failed (%s)", delivery_tag, error)
+                time.sleep(0.2 * 2**attempt)
+        VirtualQoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Puts back or drops; where that cannot be delivered, the message comes back by its lease."""
+        try:
+            super().reject(delivery_tag, requeue=requeue)
+        except self.channel.connection_errors as error:
+            log.warning("rejecting %s failed (%s)", delivery_tag, error)
+            VirtualQoS.ack(self, delivery_tag)
+
+
+class Channel(redis.Channel):  # type: ignore[misc]
+    """Lets only messages of ours through."""
+
+    QoS = SafeQoS
+
+    def _brpop_read(self, **options: Any) -> bool:
+        """As kombu's, but what cannot be read is put aside instead of ending the worker."""
+        try:
+            try:
+                answer = self.client.parse_response(self.client.connection, "BRPOP", **options)
+            except self.connection_errors:
+                # The next poll connects again.
+                self.client.connection.disconnect()
+                raise
+            if not answer:
+                raise redis.Empty
+            queue, raw = answer
+            queue = queue.decode().rsplit(self.sep, 1)[0]
+            self._queue_cycle.rotate(queue)
+            try:
+                parse(raw)
+            except MalformedMessage as error:
+                self._put_aside(raw, str(error))
+                raise redis.Empty from None
+            self.connection._deliver(json.loads(raw), queue)
+            return True
+        finally:
+            self._in_poll = None
+            self._flush_brpop_reauth()
+
+    def _put_aside(self, raw: bytes, why: str) -> None:
+        log.error("a message was put aside: %s", why)
+        with self.conn_or_acquire() as client:
+            put_aside(client, raw, why)
+
+
+class Transport(redis.Transport):  # type: ignore[misc]
+    """Redis, with :class:`Channel`."""
+
+    Channel = Channel
+
+
+def install() -> None:
+    """Makes ``redis://``, ``rediss://`` and ``redis+socket://`` mean :class:`Transport` in this process."""
+    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), f"{__name__}:Transport"))
