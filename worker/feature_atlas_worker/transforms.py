@@ -39,8 +39,8 @@ def matrices(
     """
     angle = torch.deg2rad(degrees)
     cos, sin = angle.cos() / scale, angle.sin() / scale
-    # Inverse of rotate-and-scale: output to input, in pixels from the centre.
-    linear = torch.stack((torch.stack((cos, sin), -1), torch.stack((-sin, cos), -1)), -2)  # [..., 2, 2]
+    # Inverse of rotate-and-scale: output to input, in pixels from the centre, rows running down.
+    linear = torch.stack((torch.stack((cos, -sin), -1), torch.stack((sin, cos), -1)), -2)  # [..., 2, 2]
     shift = -(linear @ again[..., None])[..., 0] - jitter
     half_in = torch.tensor([size[1] / 2, size[0] / 2])
     half_out = torch.tensor([out[1] / 2, out[0] / 2])
