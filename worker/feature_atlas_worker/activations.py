@@ -81,7 +81,7 @@ def tap(module: nn.Module, layer: str, calls: int = 1) -> Iterator[Callable[[Ten
 
 
 def count_calls(module: nn.Module, layer: str, x: Tensor) -> int:
-    """How often the layer runs in one forward pass of ``x``."""
+    """How often the layer runs in one forward pass of ``x``, as far as that passes the network."""
     count = 0
 
     def hook(_module: nn.Module, _args: Any, _output: Any) -> None:
@@ -92,6 +92,10 @@ def count_calls(module: nn.Module, layer: str, x: Tensor) -> int:
     try:
         with torch.no_grad():
             module(x)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        # A picture may be too small for what follows the layer: that part never runs.
+        if not count or isinstance(error, torch.OutOfMemoryError):
+            raise
     finally:
         handle.remove()
     return count
