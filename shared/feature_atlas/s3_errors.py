@@ -121,6 +121,10 @@ def _not_asked(error: Exception, verb: str, place: Place) -> str:
         boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError, boto.TokenRetrievalError,
         boto.SSOError, boto.MetadataRetrievalError,
     )  # fmt: skip
+    if isinstance(error, boto.SSLError) and "CERTIFICATE_VERIFY_FAILED" not in str(error):
+        return (
+            f"no safe connection to {place.server}: it does not speak TLS as we do; check whether it is http or https"
+        )
     if isinstance(error, boto.SSLError):
         return f"no safe connection to {place.server} (its TLS certificate does not verify): check AWS_CA_BUNDLE"
     if isinstance(error, boto.ProxyConnectionError):

@@ -480,6 +480,12 @@ def test_a_certificate_that_does_not_verify(scripted_tls: Scripted, monkeypatch:
     assert scripted_tls.asked == []
 
 
+def test_https_to_a_server_of_http(scripted: Scripted, environ: Callable[..., None]) -> None:
+    environ(AWS_ENDPOINT_URL_S3=f"https://localhost:{scripted.server_port}")
+    said = sentence(lambda: S3Store("s3://bucket/x").get("a"))
+    assert said.startswith("no safe connection to localhost:") and "http or https" in said
+
+
 def test_a_server_without_checksums_gets_none(scripted: Scripted) -> None:
     scripted.answers = [fault(501, "NotImplemented"), Answer()]
     store = S3Store("s3://bucket/x")
