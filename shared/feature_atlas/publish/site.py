@@ -105,7 +105,8 @@ class Site:
         if self.previous is None:
             return {}
         listed = [*self.previous.layers, *self.previous.files]
-        return {entry.key: entry.sha256 for entry in listed if entry.key in self.present or self._is_there(entry.key)}
+        there = {entry.key: entry.sha256 for entry in listed if entry.key in self.present or self._is_there(entry.key)}
+        return {keys.PUBLISHED: hashlib.sha256(dump(self.previous)).hexdigest(), **there}
 
     def _is_there(self, key: str) -> bool:
         return "/" not in key and any(info.key == key for info in self.store.list(key))

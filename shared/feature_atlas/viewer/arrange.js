@@ -36,7 +36,7 @@ class Arrange {
       this.states(),
       h("span", { class: "push" }),
       this.told,
-      choices("zoom", ZOOMS, this.options.z || "64", (z) => this.change({ z: z === "64" ? "" : z })));
+      choices("zoom", ZOOMS, String(zoomOf(this.options, this.units.length)), (z) => this.change({ z })));
     if (inside && focus) for (const node of this.element.querySelectorAll("[aria-label]")) if (node.getAttribute("aria-label") === focus) node.focus();
   }
   states() {
@@ -77,11 +77,16 @@ class Arrange {
   }
 }
 
-/** The next step of zoom, in or out. */
-function zoomed(current, step) {
-  const all = ZOOMS.map(([value]) => value);
-  const next = all[clamp(all.indexOf(current || "64") + step, 0, all.length - 1)];
-  return next === "64" ? "" : next;
+const FEW = 100;
+
+/** The zoom that the options ask for; where they leave it open, a few units are shown large. */
+function zoomOf(options, units) {
+  if (ZOOMS.some(([value]) => value === options.z)) return options.z === "full" ? "full" : Number(options.z);
+  return units <= FEW && wide() ? 128 : 64;
 }
 
-const zoomOf = (options) => (options.z === "full" ? "full" : Number(options.z) || 64);
+/** The options for the next step of zoom, in or out. */
+function zoomed(page, step) {
+  const all = ZOOMS.map(([value]) => value);
+  return { z: all[clamp(all.indexOf(String(page.grid.zoom)) + step, 0, all.length - 1)] };
+}

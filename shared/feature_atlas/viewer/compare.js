@@ -28,7 +28,7 @@ class ListPage {
           units.length < 9 ? h("a", { class: "quiet", href: app.link("/compare", { u: options.u }) }, "Compare") : "",
           copyButton("Link", () => location.href), copyButton("Python", () => app.listSnippet(units)))),
       this.grid.element);
-    this.grid.show(units, zoomOf({ z: options.z || "128" }));
+    this.grid.show(units, zoomOf(options, units.length));
   }
   static async open(app, options) { return new ListPage(app, options, await unitsNamed(app.atlas, options.u)); }
   leave() { this.grid.leave(); }

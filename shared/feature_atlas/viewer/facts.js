@@ -32,8 +32,8 @@ function numberFacts(unit, detail) {
     h("dl", {},
       best === null ? "" : fact("activation", `${brief(value("start"))} → `, h("b", {}, brief(best)), detail ? `, last ${brief(detail.final)}` : ""),
       robust === null ? "" : fact("held out", h("b", {}, brief(robust)), detail ? ` ± ${brief(detail.robust_std)}` : "", kept === null ? "" : h("span", { class: "note" }, ` ${kept} % kept under transforms it was not optimised for`)),
-      value("rank") === null ? "" : fact("selective", value("rank") === 1 ? "its own channel answers most" : ["its own channel ranks ", String(value("rank")), "; ",
-        h("a", { href: unitLink(unit.group.unit(answers), { v: unit.variant }) }, `${answers}`), " answers most"]),
+      value("rank") === null ? "" : fact("selective", value("rank") === 1 ? "its own channel answers most" : [`its own channel ranks ${count(value("rank"))}; `,
+        unit.group.rows.has(answers) ? h("a", { href: unitLink(unit.group.unit(answers), {}) }, `${answers}`) : `${answers}`, " answers most"]),
       fact("colour", h("span", { class: "swatch", style: { background: `hsl(${Number(value("hue"))} 75% 58%)` } }), `hue ${Math.round(value("hue"))}°`),
       fact("sharpness", `${brief(value("high_frequency") * 100)} % above ¼ cycle per pixel`),
       fact("contrast", brief(value("contrast")))))];
@@ -54,7 +54,7 @@ function recipeFacts(unit) {
 function originFacts(app, unit, detail) {
   const { model, license, root_sha256: root } = app.atlas.about;
   return [section("Provenance",
-    fact("model", h("b", {}, model.name), ` ${model.weights}`),
+    fact("model", h("b", {}, model.name), model.weights.startsWith("sha256:") ? "" : ` ${model.weights}`),
     model.weights_sha256 ? hashFact("weights", model.weights_sha256) : "",
     detail && fact("seed", h("code", {}, detail.seed), detail.attempts > 1 ? ` attempt ${detail.attempts}` : ""),
     detail && fact("job", h("code", {}, detail.job_id)),

@@ -38,7 +38,7 @@ class LayerPage {
   show() {
     const shown = arranged(this.group.units, this.options);
     this.arrange.tell(shown.length);
-    this.grid.show(shown, zoomOf(this.options));
+    this.grid.show(shown, zoomOf(this.options, this.group.units.length));
     this.element.classList.toggle("nothing", !shown.length);
   }
   /** The same channel of the other variant or atlas. */
@@ -99,8 +99,7 @@ class LayerPage {
     const order = ["channel", "normalized", "gain", "robust", "hue", "high_frequency", "likeness"];
     return {
       "[": () => this.go(-1), "]": () => this.go(1),
-      "+": () => set({ z: zoomed(this.options.z, 1) }), "-": () => set({ z: zoomed(this.options.z, -1) }),
-      "=": () => set({ z: zoomed(this.options.z, 1) }),
+      "+": () => set(zoomed(this, 1)), "=": () => set(zoomed(this, 1)), "-": () => set(zoomed(this, -1)),
       s: () => {
         const measure = (this.options.sort || "channel").replace(/^-/, "");
         const next = order[(order.indexOf(measure) + 1) % order.length];

@@ -51,6 +51,6 @@ function pinch(app) {
   addEventListener("touchmove", (event) => {
     if (!start || event.touches.length !== 2 || !app.page || !app.page.grid) return;
     const ratio = apart(event.touches) / start;
-    if (ratio > 1.35 || ratio < 0.74) { start = 0; app.set({ z: zoomed(app.options.z, ratio > 1 ? 1 : -1) }); }
+    if (ratio > 1.35 || ratio < 0.74) { start = 0; app.set(zoomed(app.page, ratio > 1 ? 1 : -1)); }
   }, { passive: true });
 }

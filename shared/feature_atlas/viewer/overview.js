@@ -125,9 +125,9 @@ class Overview {
   fillAll() {
     const shown = arranged(this.units, this.options);
     this.arrange.tell(shown.length);
-    this.grid.show(shown, zoomOf(this.options));
+    this.grid.show(shown, zoomOf(this.options, this.units.length));
   }
   keys() {
-    return this.grid ? { "+": () => this.app.set({ z: zoomed(this.options.z, 1) }), "-": () => this.app.set({ z: zoomed(this.options.z, -1) }) } : {};
+    return this.grid ? { "+": () => this.app.set(zoomed(this, 1)), "-": () => this.app.set(zoomed(this, -1)) } : {};
   }
 }
