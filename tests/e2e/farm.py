@@ -39,7 +39,9 @@ def grow(url: str, layers: int = 1, channels: int = 20, **recipe: Any) -> Atlas:
 class Worker:
     """One worker: Celery's parent and its rendering child."""
 
-    def __init__(self, farm: Farm, name: str, environ: Mapping[str, str], module: str = "tests.e2e.cheap_worker") -> None:
+    def __init__(
+        self, farm: Farm, name: str, environ: Mapping[str, str], module: str = "tests.e2e.cheap_worker"
+    ) -> None:
         self.farm, self.name = farm, name
         self.log = farm.folder / f"{name}.log"
         with self.log.open("ab") as output:
@@ -180,5 +182,3 @@ class Farm:
             assert record is not None and record.job == atlas.plan.job(unit)
             assert record.pixels_sha256[0] == manifest.pixels_sha256(pixels)
         assert self.enqueue() == 0
-
-

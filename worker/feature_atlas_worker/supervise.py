@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -46,11 +48,23 @@ class Supervisor:
     """
 
     def __init__(
-        self, environs: Mapping[str, Mapping[str, str]], *, grace: float = 25.0, command: Sequence[str] = ()
+        self,
+        environs: Mapping[str, Mapping[str, str]],
+        *,
+        grace: float = 25.0,
+        logs: Path | None = None,
+        command: Sequence[str] = (),
     ) -> None:
-        """``environs``: name -> what its environment has besides ours.  ``command`` gets the name appended."""
+        """Nothing starts yet.
+
+        Args:
+            environs: name -> what its environment has besides ours.
+            grace: seconds that a batch may still take at the end.
+            logs: a folder for what the workers say; None lets them speak where we do.
+            command: starts one worker; its name is appended.
+        """
         self.members = [Member(name, environ) for name, environ in environs.items()]
-        self.grace = grace
+        self.grace, self.logs = grace, logs
         self.command = list(command) or [sys.executable, "-m", "feature_atlas_worker"]
         self.asked = 0
         self._before: dict[int, Any] = {}
@@ -102,11 +116,13 @@ class Supervisor:
 
     def _start(self, member: Member) -> None:
         member.started = time.monotonic()
-        # A group of its own, so that Ctrl-C reaches us alone and we tell the workers in order.
-        member.process = subprocess.Popen(
-            [*self.command, member.name], env={**os.environ, **member.environ}, stdin=subprocess.DEVNULL,
-            start_new_session=True, preexec_fn=_end_with_parent,
-        )  # fmt: skip
+        with contextlib.ExitStack() as stack:
+            output = stack.enter_context((self.logs / f"{member.name}.log").open("ab")) if self.logs else None
+            # A group of its own, so that Ctrl-C reaches us alone and we tell the workers in order.
+            member.process = subprocess.Popen(
+                [*self.command, member.name], env={**os.environ, **member.environ}, stdin=subprocess.DEVNULL,
+                stdout=output, stderr=output, start_new_session=True, preexec_fn=_end_with_parent,
+            )  # fmt: skip
 
     def stop(self) -> None:
         """Ends the workers: SIGTERM, the grace period, SIGKILL."""
@@ -167,10 +183,8 @@ def _count() -> int:
 
 
 def _kill_group(pid: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def _end_with_parent() -> None:

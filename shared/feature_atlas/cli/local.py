@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 from feature_atlas.cli import selection
 from feature_atlas.cli.progress import duration, table
 from feature_atlas.cli.work import Work
-from feature_atlas.errors import RequestError
 
 if TYPE_CHECKING:
     from feature_atlas_worker.execute import Executor
@@ -82,7 +81,7 @@ def run_render(args: argparse.Namespace) -> int:
     settings = selection.settings_of(args)
     wanted = selection.requests(args, settings) if args.model else []
     if not wanted:
-        _check_nothing_chosen(args)
+        selection.check_nothing_chosen(args)
     from feature_atlas.atlas import Atlas
     from feature_atlas.plan import Plan
     from feature_atlas_worker.execute import Executor
@@ -97,12 +96,6 @@ def run_render(args: argparse.Namespace) -> int:
             if work.interrupted:
                 break
     return _sum_up(works, as_json=args.json)
-
-
-def _check_nothing_chosen(args: argparse.Namespace) -> None:
-    chosen = (args.weights, args.mean, args.std, args.variant, args.changes, args.keep_initial)
-    if any(chosen) or (args.layers, args.channels, args.kinds) != ("*", ":", "conv"):
-        raise RequestError("which network? say --model M as well; without a selection what is missing is rendered")
 
 
 def _check_renders(executor: Executor, request: selection.Request) -> None:

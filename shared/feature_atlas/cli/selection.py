@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from feature_atlas.errors import RequestError
+
 if TYPE_CHECKING:
     from feature_atlas.atlas import Atlas
     from feature_atlas.networks import Network
@@ -111,6 +113,13 @@ def requests(args: argparse.Namespace, settings: Settings) -> list[Request]:
         )  # fmt: skip
         found.append(Request(args.url if len(names) == 1 else join(args.url, name), ref, file, weights))
     return found
+
+
+def check_nothing_chosen(args: argparse.Namespace) -> None:
+    """Raises RequestError where a command without ``--model`` says what of it."""
+    chosen = (args.weights, args.mean, args.std, args.variant, args.changes, args.keep_initial)
+    if any(chosen) or (args.layers, args.channels, args.kinds) != ("*", ":", "conv"):
+        raise RequestError("which network? say --model M as well; without a selection what is missing is rendered")
 
 
 def network_of(model: str, settings: Settings) -> Network:
