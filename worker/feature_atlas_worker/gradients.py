@@ -62,7 +62,9 @@ class RedirectedReLU(TorchFunctionMode):
     ) -> Any:  # fmt: skip
         """Replaces the rectifiers, passes everything else on."""
         kwargs = dict(kwargs or {})
-        ceiling = 6.0 if func in _RELU6 else None
+        # nn.ReLU6 calls hardtanh.
+        clipped = func is F.hardtanh and (kwargs.get("min_val"), kwargs.get("max_val")) == (0, 6)
+        ceiling = 6.0 if func in _RELU6 or clipped else None
         if ceiling is None and func not in _RELU and func not in _RELU_INPLACE:
             return func(*args, **kwargs)
         x = args[0] if args else kwargs["input"]
