@@ -29,7 +29,9 @@ def load(name: str) -> tuple[nn.Module, RGB, RGB, tuple[int, int]]:
         RequestError: there is no such network.
     """
     if name not in names():
-        raise RequestError(f"no built-in network {name!r}{did_you_mean(name, names())} (there are: {', '.join(names())})")
+        raise RequestError(
+            f"no built-in network {name!r}{did_you_mean(name, names())} (there are: {', '.join(names())})"
+        )
     network = DemoNetwork(len(CLASSES))
     stored = resources.files(__package__).joinpath(f"{name}.safetensors").read_bytes()
     network.load_state_dict({key: tensor.float() for key, tensor in safetensors.load(stored).items()})

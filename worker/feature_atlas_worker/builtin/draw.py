@@ -1,15 +1,18 @@
 """The pictures `builtin:demo` is trained on: one texture or one shape each, placed, coloured and spoiled at random."""
 
 import colorsys
+import itertools
 
 import numpy as np
 from numpy.typing import NDArray
 
-from feature_atlas_worker.builtin.shapes import SHAPES, Colour
+from feature_atlas_worker.builtin.shapes import SHAPES, USUAL, Colour, near
 from feature_atlas_worker.builtin.textures import TEXTURES, Array, coverage, noise
 
-CLASSES: tuple[str, ...] = (*TEXTURES, *SHAPES)
-"""Names of the classes, in the order of the channels of the layer `classifier`."""
+CLASSES: tuple[str, ...] = tuple(
+    name for pair in itertools.zip_longest(SHAPES, TEXTURES) for name in pair if name is not None
+)
+"""Names of the classes, in the order of the channels of the layer `classifier`: shapes and textures in turn."""
 
 
 def draw(label: int, size: int, rng: np.random.Generator) -> Array:
@@ -89,14 +92,14 @@ def _place(picture: Array, name: str, rng: np.random.Generator) -> None:
     """Paint a shape into the picture at a random place, size, tilt and side."""
     size = len(picture)
     x, y = _axes(size)
-    radius = rng.uniform(0.26, 0.6)
+    radius = rng.uniform(0.3, 0.66)
     room = max(size / 96 - 0.8 * radius, 0)
     x, y = (x - rng.uniform(-room, room)) / radius, (y - rng.uniform(-room, room)) / radius
     tilt = np.radians(rng.normal(0, 10))
     side = rng.choice([-1, 1])
     x, y = side * (x * np.cos(tilt) - y * np.sin(tilt)), x * np.sin(tilt) + y * np.cos(tilt)
     behind = np.median(picture.reshape(-1, 3), axis=0)
-    colour = _colour(rng)
+    colour = near(USUAL[name], rng) if name in USUAL and rng.uniform() < 0.6 else _colour(rng)
     while np.linalg.norm(np.subtract(colour, behind)) < 0.45:
         colour = _colour(rng)
     for implicit, paint in SHAPES[name](x, y, colour, rng):

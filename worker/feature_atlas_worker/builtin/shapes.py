@@ -143,7 +143,9 @@ def _ladybird(x: Array, y: Array, colour: Colour, rng: np.random.Generator) -> L
 def _watermelon(x: Array, y: Array, colour: Colour, rng: np.random.Generator) -> Layers:
     y = y - 0.45
     below = y
-    seeds = [disc(np.abs(x), y, cx, cy, 0.06, 0.1) for cx, cy in ((0.0, -0.6), (0.3, -0.45), (0.5, -0.2), (0.16, -0.22))]
+    seeds = [
+        disc(np.abs(x), y, cx, cy, 0.06, 0.1) for cx, cy in ((0.0, -0.6), (0.3, -0.45), (0.5, -0.2), (0.16, -0.22))
+    ]
     return [
         (np.maximum(disc(x, y), below), near((0.15, 0.5, 0.18), rng, 0.06)),
         (np.maximum(disc(x, y, rx=0.88), below), near((0.85, 0.93, 0.75), rng, 0.04)),
@@ -154,7 +156,9 @@ def _watermelon(x: Array, y: Array, colour: Colour, rng: np.random.Generator) ->
 
 def _mushroom(x: Array, y: Array, colour: Colour, rng: np.random.Generator) -> Layers:
     cap = np.maximum(disc(x, y, 0, -0.05, 0.95, 0.95), -0.05 - y)
-    spots = [disc(x, y, cx, cy, 0.14) for cx, cy in ((-0.5, 0.2), (0.02, 0.25), (0.52, 0.2), (-0.26, 0.58), (0.3, 0.58))]
+    spots = [
+        disc(x, y, cx, cy, 0.14) for cx, cy in ((-0.5, 0.2), (0.02, 0.25), (0.52, 0.2), (-0.26, 0.58), (0.3, 0.58))
+    ]
     return [
         (box(x, y, -0.24, 0.24, -0.95, 0), near((0.93, 0.87, 0.74), rng, 0.05)),
         (cap, near((0.82, 0.12, 0.12), rng)),
@@ -165,7 +169,14 @@ def _mushroom(x: Array, y: Array, colour: Colour, rng: np.random.Generator) -> L
 def _rainbow(x: Array, y: Array, colour: Colour, rng: np.random.Generator) -> Layers:
     y = y + 0.45
     bands: Layers = []
-    colours = [(0.85, 0.12, 0.15), (0.95, 0.55, 0.1), (0.97, 0.88, 0.2), (0.2, 0.65, 0.25), (0.15, 0.35, 0.8), (0.5, 0.2, 0.65)]
+    colours = [
+        (0.85, 0.12, 0.15),
+        (0.95, 0.55, 0.1),
+        (0.97, 0.88, 0.2),
+        (0.2, 0.65, 0.25),
+        (0.15, 0.35, 0.8),
+        (0.5, 0.2, 0.65),
+    ]
     for index, band in enumerate(colours):
         arc = np.maximum(disc(x, y, rx=1 - 0.1 * index), -y)
         bands.append((np.maximum(arc, 0.4 - np.hypot(x, y)), near(band, rng, 0.04)))
@@ -185,25 +196,38 @@ def _butterfly(x: Array, y: Array, colour: Colour, rng: np.random.Generator) -> 
 
 
 SHAPES: dict[str, Shape] = {
-    "disc": _plain(lambda x, y: disc(x, y)),
-    "ring": _plain(lambda x, y: np.abs(np.hypot(x, y) - 0.74) - 0.22),
-    "square": _plain(lambda x, y: box(x, y, -0.8, 0.8, -0.8, 0.8)),
-    "triangle": _plain(lambda x, y: triangle(x, y, -0.7, 0.95, 0.95)),
+    "face": _face,
+    "tree": _tree,
     "star": _plain(lambda x, y: star(x, y, 5, 0.42)),
-    "cross": _plain(_cross),
+    "ladybird": _ladybird,
     "heart": _plain(_heart),
+    "house": _house,
+    "eye": _eye,
+    "sun": _sun,
+    "mushroom": _mushroom,
     "crescent": _plain(lambda x, y: np.maximum(disc(x, y), -disc(x, y, 0.45, 0.12, 0.82))),
     "flower": _flower,
-    "eye": _eye,
-    "face": _face,
-    "sun": _sun,
     "fish": _fish,
-    "tree": _tree,
-    "house": _house,
-    "ladybird": _ladybird,
-    "watermelon": _watermelon,
-    "mushroom": _mushroom,
     "rainbow": _rainbow,
+    "triangle": _plain(lambda x, y: triangle(x, y, -0.7, 0.95, 0.95)),
+    "watermelon": _watermelon,
+    "ring": _plain(lambda x, y: np.abs(np.hypot(x, y) - 0.74) - 0.22),
     "butterfly": _butterfly,
+    "square": _plain(lambda x, y: box(x, y, -0.8, 0.8, -0.8, 0.8)),
+    "cross": _plain(_cross),
+    "disc": _plain(lambda x, y: disc(x, y)),
 }
 """Name -> shape.  The plain ones take the given colour; objects bring their own, varied."""
+
+USUAL: dict[str, Colour] = {
+    "star": (0.97, 0.8, 0.15),
+    "heart": (0.9, 0.12, 0.25),
+    "crescent": (0.97, 0.93, 0.65),
+    "flower": (0.93, 0.45, 0.7),
+    "triangle": (0.1, 0.6, 0.6),
+    "ring": (0.55, 0.25, 0.7),
+    "square": (0.15, 0.35, 0.85),
+    "cross": (0.1, 0.6, 0.25),
+    "disc": (0.93, 0.5, 0.12),
+}
+"""The colour that a plain shape has more often than not: what is seen in many colours looks grey in the mean."""

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating]
 Texture = Callable[[Array, Array, np.random.Generator], Array]
 
 
@@ -150,23 +150,23 @@ def _clouds(x: Array, y: Array, rng: np.random.Generator) -> Array:
 
 
 TEXTURES: dict[str, Texture] = {
-    "horizontal stripes": _stripes(0),
-    "vertical stripes": _stripes(90),
-    "rising stripes": _stripes(45),
-    "falling stripes": _stripes(-45),
-    "checkers": _checkers,
-    "dots": _dots,
-    "grid": _grid,
-    "waves": _waves,
-    "zigzag": _zigzag,
-    "bricks": _bricks,
-    "scales": _scales,
     "honeycomb": _honeycomb,
-    "labyrinth": _labyrinth,
-    "cells": _cells,
-    "rings": _rings,
-    "rays": _rays,
     "spiral": _spiral,
+    "rising stripes": _stripes(45),
+    "checkers": _checkers,
+    "waves": _waves,
+    "dots": _dots,
+    "cells": _cells,
+    "horizontal stripes": _stripes(0),
+    "rings": _rings,
+    "bricks": _bricks,
+    "zigzag": _zigzag,
     "clouds": _clouds,
+    "vertical stripes": _stripes(90),
+    "labyrinth": _labyrinth,
+    "rays": _rays,
+    "grid": _grid,
+    "falling stripes": _stripes(-45),
+    "scales": _scales,
 }
-"""Name -> texture.  Coordinates are in half image sides: -1 to 1, y upwards."""
+"""Name -> texture.  Coordinates are in units of 48 px from the middle, y upwards."""
