@@ -63,7 +63,7 @@ def noise(network: Network, recipe: Recipe, batch: int) -> tuple[Tensor, Tensor]
 
     Kept per network: one pass serves every channel of a layer.
     """
-    kept = _noise_cache.setdefault(network.model.module, {})
+    kept = _noise_cache.setdefault(network.module, {})
     key = (network.layer, recipe.size, recipe.network_size, recipe.objective, recipe.position, recipe.decorrelate)
     if key not in kept:
         seen = []

@@ -36,9 +36,12 @@ class Network:
     """``picture in [0, 1] [B, 3, h, w] -> activations [B, C, h', w']`` in fp32; use :func:`open_network`."""
 
     def __init__(
-        self, model: Model, layer: str, recipe: Recipe, run: object, layout: str, device: torch.device
-    ) -> None:
-        self.model, self.layer, self.layout, self.device = model, layer, layout, device
+        self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: object, layout: str,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.layer, self.layout, self.device = layer, layout, device
+        #: The copy that really runs; another one as soon as the model's weights change.
+        self.module = module
         self._run = run
         self._mean = torch.tensor(model.mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(model.std, device=device).view(1, -1, 1, 1)
@@ -76,7 +79,7 @@ def open_network(model: Model, layer: str, recipe: Recipe, device: torch.device)
         if not calls:
             raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
         with tap(module, layer, calls) as run:
-            network = Network(model, layer, recipe, run, layout, device)
+            network = Network(model, module, layer, recipe, run, layout, device)
             with torch.no_grad():
                 activations = network(probe)
             if activations[0].numel() == 0:

@@ -7,28 +7,67 @@ from __future__ import annotations
 
 import copy
 import weakref
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-_copies: weakref.WeakKeyDictionary[nn.Module, dict[str, nn.Module]] = weakref.WeakKeyDictionary()
+from feature_atlas.errors import RequestError
+
+
+@dataclass
+class _State:
+    """What a network is made of at one moment; differs once a tensor or a submodule has been written or replaced."""
+
+    modules: list[weakref.ref[nn.Module]]
+    tensors: list[Tensor]
+    versions: list[int]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> _State:
+        tensors = [*module.parameters(), *module.buffers()]
+        versions = [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+        return cls([weakref.ref(m) for m in module.modules()], tensors, versions)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _State) or (self.modules, self.versions) != (other.modules, other.versions):
+            return False
+        return all(one is another for one, another in zip(self.tensors, other.tensors, strict=True))
+
+
+_copies: weakref.WeakKeyDictionary[nn.Module, dict[str, tuple[_State, nn.Module]]] = weakref.WeakKeyDictionary()
 
 
 def private_copy(module: nn.Module, device: torch.device) -> nn.Module:
     """The network's copy on the device: evaluation mode, no weight gradients, channels last.
 
-    Kept while the original lives.  A network that cannot be copied is a RequestError's matter of the caller.
+    Kept while the original lives and is not changed (by anything but ``tensor.data``, which leaves no trace).
+
+    Raises:
+        RequestError: the network cannot be copied.
     """
-    kept = _copies.setdefault(module, {})
-    if str(device) not in kept:
-        twin = copy.deepcopy(module).eval().requires_grad_(False).to(device)
+    kept, state = _copies.setdefault(module, {}), _State.of(module)
+    if str(device) not in kept or kept[str(device)][0] != state:
+        twin = _copy(module).eval().requires_grad_(False).to(device)
         # Convolutions read and write this layout without reordering: 1.4 times faster on a CPU, more on a GPU.
         for layer in twin.modules():
             if isinstance(layer, nn.Conv2d):
-                layer.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        kept[str(device)] = twin
-    return kept[str(device)]
+                layer.to(memory_format=torch.channels_last)
+        kept[str(device)] = state, twin
+    return kept[str(device)][1]
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise RequestError(
+            f"this network cannot be copied ({str(error).splitlines()[0][:160]}):"
+            " let it hold no intermediate results, locks or open files"
+        ) from None
 
 
 def forget(module: Any) -> None:
