@@ -69,16 +69,13 @@ def noise(network: Network, recipe: Recipe, batch: int) -> tuple[Tensor, Tensor]
         seen = []
         for start in range(0, NOISES, batch):
             acts = network(_noise_pictures(recipe, start, batch, network.device))
-            every = torch.arange(acts.shape[1], device=acts.device).repeat_interleave(len(acts))
             if recipe.objective == "layer":
                 found = (acts**2).flatten(1).mean(1, keepdim=True).expand(-1, acts.shape[1])  # [N, C]
+            elif recipe.objective == "neuron":
+                row, column = objectives.place(acts.shape[2], acts.shape[3], recipe)
+                found = acts[:, :, row, column]
             else:
-                tiled = acts.repeat(acts.shape[1], 1, 1, 1) if recipe.objective == "neuron" else acts
-                found = (
-                    objectives.values(tiled, every, recipe)[:, 0].view(acts.shape[1], -1).T
-                    if recipe.objective == "neuron"
-                    else acts.flatten(2).mean(2)
-                )
+                found = acts.flatten(2).mean(2)
             seen.append(found[: NOISES - start].cpu())
         values = torch.cat(seen)
         kept[key] = (values.mean(0), values.std(0))

@@ -40,6 +40,21 @@ def centre(height: int, width: int) -> tuple[int, int]:
     return height // 2, width // 2
 
 
+def place(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
+    """(row, column) of the recipe's neuron on a map.
+
+    Raises:
+        RequestError: its position is not on the map.
+    """
+    row, column = recipe.position or centre(height, width)
+    if not (0 <= row < height and 0 <= column < width):
+        raise RequestError(
+            f"neuron position {row},{column} is not on this layer's map of {height} rows and {width} columns"
+            f" at size {recipe.size[0]} x {recipe.size[1]}"
+        )
+    return row, column
+
+
 def values(activations: Tensor, channels: Tensor, recipe: Recipe) -> Tensor:
     """The activations that the objective looks at.  [B, C, h, w], [B] -> [B, n].
 
@@ -51,13 +66,7 @@ def values(activations: Tensor, channels: Tensor, recipe: Recipe) -> Tensor:
     own = activations[torch.arange(len(activations), device=activations.device), channels]  # [B, h, w]
     if recipe.objective == "channel":
         return own.flatten(1)
-    height, width = own.shape[1:]
-    row, column = recipe.position or centre(height, width)
-    if not (0 <= row < height and 0 <= column < width):
-        raise RequestError(
-            f"neuron position {row},{column} is not on this layer's map of {height} rows and {width} columns"
-            f" at size {recipe.size[0]} x {recipe.size[1]}"
-        )
+    row, column = place(own.shape[1], own.shape[2], recipe)
     return own[:, row, column][:, None]
 
 
