@@ -17,8 +17,9 @@ from feature_atlas.manifest import Failure, Picture, SideCar
 from feature_atlas.plan import LayerPlan, PlanFile
 from feature_atlas.spec import ModelRef, Recipe, Unit
 from feature_atlas.store import MemoryStore
-from feature_atlas_worker.batches import BatchSizes, device_of
+from feature_atlas_worker.batches import BatchSizes
 from feature_atlas_worker.commit import patiently
+from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.execute import Executor, OtherRendererError, Outcome
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.render import Stopped, Target, Visualization

@@ -7,7 +7,7 @@ import os
 
 import torch
 
-from feature_atlas.errors import DeviceError, RequestError
+from feature_atlas.errors import DeviceError
 from feature_atlas.spec import Job, Recipe
 
 log = logging.getLogger(__name__)
@@ -18,26 +18,6 @@ _PER_PICTURE = 0.25 * _GIB
 #: Throughput no longer grows beyond these.
 _MOST = {"cpu": 8, "cuda": 128}
 _SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-
-
-def device_of(text: str) -> torch.device:
-    """The device that ``auto``, ``cpu``, ``cuda`` or ``cuda:N`` means here.
-
-    Raises:
-        RequestError: not a device.
-        DeviceError: there is no such GPU.
-    """
-    if text == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(text)
-    except RuntimeError:
-        raise RequestError(f"no device {text!r}: auto, cpu, cuda or cuda:N") from None
-    if device.type not in _MOST:
-        raise RequestError(f"no device {text!r}: auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceError(f"no device {text!r}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here")
-    return device
 
 
 def is_shortage(error: BaseException) -> bool:

@@ -22,7 +22,8 @@ from feature_atlas.settings import Settings
 from feature_atlas.spec import Job, ModelRef, Recipe
 from feature_atlas.store import Store
 from feature_atlas_worker import inspect, models
-from feature_atlas_worker.batches import BatchSizes, device_of
+from feature_atlas_worker.batches import BatchSizes
+from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.group import GroupRun, Outcome
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network

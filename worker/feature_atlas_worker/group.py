@@ -164,9 +164,7 @@ class GroupRun:
             self.refused.add(trouble.sentence)
         self._fail(job, "failed", trouble.sentence, trouble.traceback, final=trouble.kind == "request")
 
-    def _fail(
-        self, job: Job, status: Literal["nan", "failed"], error: str, trace: str, *, final: bool = False
-    ) -> None:
+    def _fail(self, job: Job, status: Literal["nan", "failed"], error: str, trace: str, *, final: bool = False) -> None:
         log.warning("%s failed: %s", job.unit, error)
         worker = self.executor.worker
         commit.patiently(lambda: commit.put_failure(self.store, job, error, trace, worker), self.executor.patience)

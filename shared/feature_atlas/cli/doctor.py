@@ -91,24 +91,14 @@ def _settings() -> Iterator[Finding]:
 
 def _device() -> Iterator[Finding]:
     try:
-        import torch
-    except ModuleNotFoundError:
+        from feature_atlas_worker.devices import devices
+    except ModuleNotFoundError:  # said above
         return
-    except Exception as error:  # a broken installation fails in many ways
+    except Exception as error:  # a broken installation of torch fails in many ways
         yield Finding("fail", "device", f"torch cannot be loaded ({error}): install it again")
         return
-    if not torch.cuda.is_available():
-        yield Finding(
-            "ok", "device", f"CPU, {torch.get_num_threads()} threads; no GPU is seen by torch {torch.__version__}"
-        )
-    for index in range(torch.cuda.device_count()):
-        name = torch.cuda.get_device_name(index)
-        try:
-            torch.ones(8, device=f"cuda:{index}").sum().item()
-            free, total = torch.cuda.mem_get_info(index)
-            yield Finding("ok", f"cuda:{index}", f"{name}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
-        except RuntimeError as error:
-            yield Finding("fail", f"cuda:{index}", f"{name} does not compute ({str(error).splitlines()[0]})")
+    for device in devices():
+        yield Finding("ok" if device.works else "fail", device.name, device.about)
 
 
 def _store(url: str) -> Iterator[Finding]:
