@@ -22,6 +22,8 @@ SCRIPTS = (
     "dom.js", "data.js", "numbers.js", "cells.js", "mosaic.js", "arrange.js", "search.js", "overview.js", "grid.js",
     "facts.js", "unit.js", "compare.js", "hands.js", "app.js",
 )  # fmt: skip
+#: Runs before the plain page is laid out.
+_EARLY = 'document.documentElement.classList.add("scripted")'
 STYLES = ("page.css", "viewer.css")
 
 
@@ -80,8 +82,9 @@ def html(
         data = f'<script type="application/json" id="embedded">{inline}</script>\n'
     told = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     page = _TEMPLATE.format(
-        policy=escape(policy(style, [program], images=images), quote=True), title=escape(title), style=style,
-        facts=told, rows="".join(_row(layer, variant, links or {}) for layer in layers), data=data, program=program,
+        policy=escape(policy(style, [_EARLY, program], images=images), quote=True), title=escape(title), style=style,
+        facts=told, rows="".join(_row(layer, variant, links or {}) for layer in layers),
+        data=data, early=_EARLY, program=program,
         contact="" if embedded else f' <a href="{keys.CONTACT_SHEET}">Contact sheet</a>',
     )  # fmt: skip
     return page.encode()
@@ -133,6 +136,7 @@ _TEMPLATE = """<!doctype html>
 <title>{title}</title>
 <link rel="icon" href="data:,">
 <style>{style}</style>
+<script>{early}</script>
 </head>
 <body>
 <main id="plain">

@@ -103,8 +103,7 @@ class App {
       h("p", { class: "note" }, "Every page is its address: copy it to share the view."), button("Close", () => this.help.close()));
     this.root.replaceChildren(h("a", { class: "skip", href: "#main", on: { click: (event) => { event.preventDefault(); this.main.focus(); } } }, "to the pictures"), bar, this.main, this.tray, this.help, speaker, toast);
     this.root.hidden = false;
-    const plain = document.getElementById("plain");
-    if (plain) plain.remove();
+    plain.remove();
     this.places = new Map();
     addEventListener("scroll", eachFrame(() => this.places.set(location.hash, scrollY)), { passive: true });
     this.drawTray();
@@ -195,8 +194,9 @@ class App {
   }
 }
 
+const plain = document.getElementById("plain");
 const app = new App(document.getElementById("app"), new Atlas(""));
 app.start().catch((error) => {
-  const plain = document.getElementById("plain");
-  if (plain) plain.prepend(h("p", { class: "note", role: "alert" }, `The interactive page could not start: ${error.message}.`));
+  document.documentElement.classList.remove("scripted");
+  plain.prepend(h("p", { class: "note", role: "alert" }, `The interactive page could not start: ${error.message}.`));
 });

@@ -108,7 +108,16 @@ class Grid {
     for (const [n, chunk] of this.chunks) {
       if ((n < first || n >= end) && !chunk.contains(document.activeElement)) { chunk.remove(); this.chunks.delete(n); }
     }
-    for (let n = first; n < end; n++) if (!this.chunks.has(n)) this.chunks.set(n, this.build(n, n * tall));
+    // What is on the screen first; what is near it only as long as the frame has time.
+    const onScreen = Math.floor(-top / tall);
+    const order = Array.from({ length: Math.max(0, end - first) }, (_, k) => first + k).filter((n) => !this.chunks.has(n));
+    order.sort((a, b) => (a < onScreen) - (b < onScreen) || a - b);
+    const late = performance.now() + 12;
+    for (const n of order) {
+      const needed = n >= onScreen && n * tall + top < innerHeight;
+      if (!needed && performance.now() > late) { this.update(); break; }
+      this.chunks.set(n, this.build(n, n * tall));
+    }
   }
   build(n, top) {
     const from = n * this.columns * this.lines;

@@ -40,6 +40,17 @@ class LayerPage {
     this.arrange.tell(shown.length);
     this.grid.show(shown, zoomOf(this.options, this.group.units.length));
     this.element.classList.toggle("nothing", !shown.length);
+    if (shown.length && this.grid.zoom !== 128 && this.grid.zoom !== "full") this.warm();
+  }
+  /** Reads the layer's other sheets once the first screen stands: scrolling then meets no gaps. */
+  warm() {
+    const later = window.requestIdleCallback || ((action) => setTimeout(action, 300));
+    later(() => {
+      const size = sheetFor(this.grid.px);
+      const urls = new Set(this.group.channels.filter((channel, n, all) => !n || Math.floor(channel / BLOCK) !== Math.floor(all[n - 1] / BLOCK))
+        .map((channel) => place(this.group.unit(channel), size).url));
+      if (size < 128) for (const url of urls) new Image().src = url;
+    });
   }
   /** The same channel of the other variant or atlas. */
   twin(unit, px) {
