@@ -11,10 +11,14 @@ from feature_atlas.cli.progress import duration, table
 from feature_atlas.cli.work import Work
 
 if TYPE_CHECKING:
+    from feature_atlas.settings import Settings
     from feature_atlas_worker.execute import Executor
 
-#: What the demo shows: small pictures of every layer within a minute on two cores.
-_DEMO = {"layers": "*", "channels": "0:12", "changes": ["size=64", "steps=96"]}
+#: What the demo shows of the built-in network, (layers, channels): edges to textures, and every class.  The layers
+#: behind a ReLU, because the mean of a linear convolution over space knows colours only.
+_DEMO = (("relu*", "0:10"), ("classifier", ":"))
+#: Small and quick: a minute on two cores.
+_DEMO_RECIPE = {"size": 64, "steps": 96}
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -22,7 +26,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     demo = commands.add_parser("demo", help="render the built-in network: no download, no services, a minute")
     demo.add_argument("url", metavar="DIR", nargs="?", default="./atlas-demo", help="where to (./atlas-demo)")
     selection.add_device(demo)
-    demo.set_defaults(run=run_demo, extra="render", json=False)
+    demo.set_defaults(run=run_demo, extra="render", json=False, no_publish=False)
 
     render = commands.add_parser(
         "render", help="make or extend an atlas here, in one process",
@@ -71,17 +75,29 @@ def run_layers(args: argparse.Namespace) -> int:
 
 def run_demo(args: argparse.Namespace) -> int:
     """Renders the built-in network and says what to open."""
-    defaults: dict[str, Any] = {"model": "builtin:demo", "weights": None, "mean": None, "std": None, "allow_model": []}
-    how = {"kinds": "conv", "variant": None, "keep_initial": False, "no_publish": False}
-    return run_render(argparse.Namespace(**{**defaults, **how, **_DEMO, **vars(args)}))
+    from feature_atlas.plan import PlanFile
+    from feature_atlas.presets import preset
+    from feature_atlas_producer.select import select
+    from feature_atlas_worker import inspect, models
+
+    name = "builtin:demo"
+    network, ref = inspect.network(name), models.reference(name)
+    layers = [layer for which, channels in _DEMO for layer in select(network, which, channels, ("all",))]
+    recipe = preset("regularised", _DEMO_RECIPE)
+    file = PlanFile(model=ref.digest(), layers=tuple(layers), variants={"channel": recipe})
+    return _render(args, selection.settings_of(args), [selection.Request(args.url, ref, file)])
 
 
 def run_render(args: argparse.Namespace) -> int:
     """Plans, renders what is missing, publishes, and sums up."""
     settings = selection.settings_of(args)
-    wanted = selection.requests(args, settings) if args.model else []
-    if not wanted:
+    if not args.model:
         selection.check_nothing_chosen(args)
+    return _render(args, settings, selection.requests(args, settings) if args.model else [])
+
+
+def _render(args: argparse.Namespace, settings: Settings, wanted: list[selection.Request]) -> int:
+    """Renders these requests, or what is missing in the atlas that is there."""
     from feature_atlas.atlas import Atlas
     from feature_atlas.plan import Plan
     from feature_atlas_worker.execute import Executor
