@@ -129,6 +129,9 @@ class Recipe(Record):
         0.9,
         0.999,
     )
+    #: What shares one second moment of Adam: each ``coefficient`` its own as published, or all coefficients of one
+    #: half-octave ``frequency`` band, which keeps their proportions and gets there in fewer steps.
+    adapt: Literal["coefficient", "frequency"] = "coefficient"
     # -- what is optimised
     parameterization: Literal["fourier", "pixel"] = "fourier"
     #: Amplitude of the Fourier basis ~ 1 / frequency**decay.

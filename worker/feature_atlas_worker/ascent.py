@@ -69,7 +69,9 @@ class Ascent:
         self.schedule = transforms.Schedule(drawn.theta.to(device), drawn.blur.to(device), drawn.cut.to(device))
         self.parameters = params.init(recipe, seeds).to(device)
         self.first_moment = torch.zeros_like(self.parameters)
-        self.second_moment = torch.zeros_like(self.parameters)
+        shared = recipe.adapt == "frequency" and recipe.parameterization == "fourier"
+        self.bands = params.Bands(recipe.size, device) if shared else None
+        self.second_moment = torch.zeros_like(self.parameters[:, :1, ..., :1] if shared else self.parameters)
         self.fine = params.Parameterization(recipe, recipe.size, device)
         coarse = params.coarse_size(recipe.size, recipe.coarse)
         self.coarse = params.Parameterization(recipe, coarse, device) if recipe.coarse_steps else self.fine
@@ -189,7 +191,8 @@ class Ascent:
         """Adam (Kingma & Ba 2015), epsilon 1e-8 outside the bias correction's root."""
         one, two = self.recipe.betas
         self.first_moment.lerp_(gradient, 1 - one)
-        self.second_moment.mul_(two).addcmul_(gradient, gradient, value=1 - two)
+        square = self.bands.mean_square(gradient) if self.bands is not None else gradient**2
+        self.second_moment.lerp_(square, 1 - two)
         root = self.second_moment.sqrt().div_(math.sqrt(1 - two ** (step + 1))).add_(1e-8)
         self.parameters.addcdiv_(self.first_moment, root, value=-rate / (1 - one ** (step + 1)))
 

@@ -17,30 +17,31 @@ from torch.overrides import TorchFunctionMode
 
 
 class _Redirected(torch.autograd.Function):
-    """Clamp to [0, ceiling] whose blocked gradient is redirected for the images in ``allow`` [B] (0 or 1)."""
+    """Clamp to [0, ceiling] whose blocked gradient is redirected for the images in ``allow`` [B]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, allow: Tensor, ceiling: float | None, inplace: bool) -> Tensor:
-        below = x <= 0
-        above = x >= ceiling if ceiling is not None else None
-        ctx.save_for_backward(below, above, allow)
-        if not inplace:
-            return x.clamp(0, ceiling)
-        ctx.mark_dirty(x)
-        return x.clamp_(0, ceiling)
+        ctx.ceiling = ceiling
+        if inplace:
+            ctx.mark_dirty(x)
+        out = x.clamp_(0, ceiling) if inplace else x.clamp(0, ceiling)
+        ctx.save_for_backward(out, allow)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        below, above, allow = ctx.saved_tensors
+        out, allow = ctx.saved_tensors
         (grad,) = grads  # d loss / d output: negative pushes the activation up
-        blocked = below if above is None else below | above
-        normal = grad.masked_fill(blocked, 0)
-        outward = below & (grad > 0)
-        if above is not None:
-            outward = outward | (above & (grad < 0))
-        redirected = grad.masked_fill(outward, 0)
-        whole = (normal.flatten(1) == 0).all(1) & (allow > 0)
-        return torch.where(whole.view(-1, *[1] * (grad.ndim - 1)), redirected, normal), None, None, None
+        below = out <= 0
+        above = out >= ctx.ceiling if ctx.ceiling is not None else torch.zeros_like(below)
+        normal = grad.masked_fill(below | above if ctx.ceiling is not None else below, 0)
+        whole = (normal.flatten(1).abs().amax(1) == 0) & allow
+        # Hardly ever true; a GPU is not made to wait for the answer.
+        if grad.device.type == "cpu" and not bool(whole.any()):
+            return normal, None, None, None
+        outward = (below & (grad > 0)) | (above & (grad < 0))
+        redirected = torch.where(whole.view(-1, *[1] * (grad.ndim - 1)), grad.masked_fill(outward, 0), normal)
+        return redirected, None, None, None
 
 
 _RELU = {F.relu, torch.relu, Tensor.relu}
@@ -53,7 +54,7 @@ class RedirectedReLU(TorchFunctionMode):
 
     def __init__(self, allow: Tensor) -> None:
         super().__init__()
-        #: 1 for the images that may redirect.  [B]
+        #: The images that may redirect.  [B], bool
         self.allow = allow
 
     def __torch_function__(

@@ -47,6 +47,29 @@ def coarse_size(size: tuple[int, int], share: float) -> tuple[int, int]:
     return height, width
 
 
+class Bands:
+    """Means over half-octave bands of frequency: what all coefficients of a band share."""
+
+    def __init__(self, size: tuple[int, int], device: torch.device | str) -> None:
+        height, width = size
+        rows = torch.fft.fftfreq(height, 1 / height)
+        columns = torch.arange(width // 2 + 1)
+        cycles = (rows[:, None] ** 2 + columns[None, :] ** 2).sqrt()  # per picture, [H, W//2+1]
+        band = (2 * torch.log2(cycles.clamp(min=0.7)) + 1).round().long()
+        self.band = band.flatten().to(device)
+        self.count = int(band.max()) + 1
+        self.member = torch.nn.functional.one_hot(self.band, self.count).float()  # [H * (W//2+1), bands]
+        # 3 colours, real and imaginary part
+        self.members = 6.0 * self.member.sum(0).clamp(min=1)
+
+    def mean_square(self, spectrum: Tensor) -> Tensor:
+        """[B, 3, H, W//2+1, 2] -> [B, 1, H, W//2+1, 1], constant within a band."""
+        energy = (spectrum**2).sum((1, 4)).flatten(1)
+        # A product with a one-hot matrix, not scattered adds: a GPU sums it in the same order every time.
+        sums = energy @ self.member  # [B, bands]
+        return (sums / self.members)[:, self.band].view(len(energy), 1, *spectrum.shape[2:4], 1)
+
+
 class Spectrum:
     """Turns Fourier parameters into pictures of one resolution; holds its constants on the device."""
 
