@@ -20,6 +20,7 @@ from feature_atlas.manifest import Activation, Curve, Picture
 from feature_atlas.spec import Recipe, seed_of
 from feature_atlas_worker import measure
 from feature_atlas_worker.ascent import Ascent, Stopped, Trace
+from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.network import Model, Network, open_network
 
 #: A unit is called dead only after this many seeds.
@@ -70,13 +71,13 @@ def render(
         recipe: every number that can change a pixel, see ``feature_atlas.presets``.
         seeds: one per target; by default from the recipe's seed, layer and channel.
         batch: jobs side by side; the shape is padded to it.  Default: all at once, at most 16.
-        device: where to render.
+        device: where to render: cpu, cuda, cuda:N, or auto.
         stop: asked between steps; True raises :class:`Stopped`.
         on_step: called with (steps done, steps of this batch).
 
     Raises:
-        RequestError: unknown layer, channel or position out of range, picture too small.
-        DeviceError: the GPU failed.
+        RequestError: unknown layer or device, channel or position out of range, picture too small.
+        DeviceError: there is no such GPU, or it failed.
         torch.OutOfMemoryError: the batch does not fit; try a smaller one.
     """
     if not targets:
@@ -88,10 +89,10 @@ def render(
         raise RequestError(f"the network takes {len(model.mean)} input channels; pictures have 3")
     seeds = seeds if seeds is not None else [seed_of(recipe.seed, layer, target.channel) for target in targets]
     width = batch or min(len(targets), 16)
-    place = torch.device(device)
+    place = device_of(str(device))
     try:
         with open_network(model, layer, recipe, place) as network:
-            _check_channels(targets, recipe, network)
+            _check_channels(targets, network)
             found: list[Visualization] = []
             for start in range(0, len(targets), width):
                 part = slice(start, start + width)
@@ -105,9 +106,9 @@ def render(
         raise
 
 
-def _check_channels(targets: Sequence[Target], recipe: Recipe, network: Network) -> None:
+def _check_channels(targets: Sequence[Target], network: Network) -> None:
     for target in targets:
-        if recipe.objective != "layer" and not 0 <= target.channel < network.channels:
+        if not 0 <= target.channel < network.channels:
             raise RequestError(
                 f"channel {target.channel} is out of range: layer {target.layer!r} has {network.channels} channels,"
                 f" 0 to {network.channels - 1}"
