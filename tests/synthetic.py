@@ -77,7 +77,7 @@ def texture(seed: int, depth: float, size: int) -> NDArray[np.uint8]:
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "ok") -> Manifest:
+def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "ok", words: str = "") -> Manifest:
     """A record with plausible numbers that differ from channel to channel."""
     rng = np.random.default_rng(job.seed % 2**32)
     best = float(rng.gamma(4.0, 3.0)) if status == "ok" else 0.0
@@ -89,7 +89,7 @@ def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "
     hue = math.degrees(math.atan2(math.sqrt(3) * (green - blue), 2 * red - green - blue)) % 360
     return Manifest(
         job=job, job_id=job.id, seed=job.seed, weights_sha256="5a" * 32, status=status,
-        reason="" if status == "ok" else "no gradient reached the picture from three seeds",
+        reason=words if status == "ok" else words or "no gradient reached the picture from three seeds",
         attempts=1 if status == "ok" else 3,
         activation=Activation(
             start=0.02 * best, best=best, final=0.98 * best, robust=0.7 * best, robust_std=0.05 * best,
@@ -102,23 +102,24 @@ def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "
             loss=tuple(-mean), mean=tuple(mean), max=tuple(mean * 1.6), min=tuple(mean * 0.4),
         ),
         picture=Picture(
-            width=pictures[0].shape[1], height=pictures[0].shape[0], mean_rgb=(255 * red, 255 * green, 255 * blue), hue=hue,
+            width=pictures[0].shape[1], height=pictures[0].shape[0],
+            mean_rgb=(255 * red, 255 * green, 255 * blue), hue=hue,
             saturation=float(rgb.max() - rgb.min()), contrast=float(grey.std()),
             high_frequency=float(rng.beta(2, 20)), clipped=0.01,
         ),
         pixels_sha256=tuple(pixels_sha256(picture) for picture in pictures),
-        software={"feature-atlas": "0.1.0", "torch": "2.15.0"},
+        software={"feature-atlas": "0.1.0", "torch": words or "2.15.0"},
     )  # fmt: skip
 
 
-def write_unit(store: Store, plan: Plan, unit: Unit, *, size: int = 32, status: str = "ok") -> None:
+def write_unit(store: Store, plan: Plan, unit: Unit, *, size: int = 32, status: str = "ok", words: str = "") -> None:
     """One finished job, written in the order in which a worker writes it."""
     job = plan.job(unit)
     depth = plan.layers[unit.layer].index / max(1, len(plan.layers) - 1)
     pictures = [texture((job.seed + n) % 2**32, depth, size) for n in range(job.recipe.images)]
     if status == "dead":
         pictures = [np.full_like(picture, 128) for picture in pictures]
-    record = manifest(job, pictures, status=status)
+    record = manifest(job, pictures, status=status, words=words)
     for n, picture in enumerate(pictures[1:], start=1):
         store.put(keys.image(unit, n), encode_png(picture), content_type="image/png", immutable=True)
     png = encode_png(pictures[0], record)

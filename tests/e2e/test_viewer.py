@@ -1,0 +1,542 @@
+"""The page in a real Chromium, from disk and over http: what people see and do, and what must not happen to them."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from feature_atlas import keys
+from feature_atlas.atlas import Atlas
+from feature_atlas.plan import PlanFile
+from feature_atlas.presets import variant
+from feature_atlas.publish import publish
+from feature_atlas.publish.single import export
+from feature_atlas.serve import PageServer
+from feature_atlas.spec import ModelRef, Unit
+from feature_atlas.store import DirectoryStore
+from tests import browser, synthetic
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.browser
+
+LAYERS = (("conv1", 12), ("block1.0.conv1", 40), ("block1.0.conv2", 300), ("block2.0.conv1", 24))
+WIDE = "block1.0.conv2"
+UNITS = [Unit("channel", "block2.0.conv1", channel) for channel in range(24)]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    if browser.executable() is None:
+        pytest.skip("no Chromium: apt-get install chromium")
+    with browser.chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("atlases")
+    store = DirectoryStore(root / "one")
+    synthetic.write_atlas(
+        store, LAYERS, variants=["channel", "negative", "diverse"], size=24,
+        dead=UNITS[:2], failed=UNITS[2:5], missing=UNITS[5:9],
+    )  # fmt: skip
+    publish(store)
+    other = DirectoryStore(root / "two")
+    synthetic.write_atlas(other, LAYERS[:2], size=24, changes={"seed": 5})
+    publish(other)
+    return root / "one"
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path) -> Iterator[PageServer]:
+    with PageServer([DirectoryStore(folder), DirectoryStore(folder.parent / "two")]) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class Visitor:
+    """A page, and everything that went wrong on it."""
+
+    def __init__(self, page: Page, address: str) -> None:
+        self.page, self.address = page, address
+        self.complaints: list[str] = []
+        page.on(
+            "console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text)
+        )
+        page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        page.set_default_timeout(15_000)
+
+    def go(self, route: str = "#/") -> Page:
+        # A hash alone would not load the page again.
+        self.page.goto("about:blank")
+        self.page.goto(self.address + route)
+        self.page.wait_for_selector("#app:not([hidden]) main > *")
+        return self.page
+
+    def texts(self, selector: str) -> list[str]:
+        return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
+
+    def labels(self, count: int = 10_000) -> list[int]:
+        """Channels of the cells of the grid, in order of place."""
+        found = self.page.locator(".grid a.cell").evaluate_all("all => all.map((a) => [a.index, a.unit.channel])")
+        return [channel for _, channel in sorted(found)][:count]
+
+
+#: From disk unless a test asks for both.
+both = pytest.mark.parametrize("visitor", ["file", "http"], indirect=True)
+
+
+@pytest.fixture
+def visitor(request: pytest.FixtureRequest, chromium: Browser, folder: Path, server: PageServer) -> Iterator[Visitor]:
+    over_http = getattr(request, "param", "file") == "http"
+    address = server.url() if over_http else (folder / keys.PAGE).as_uri()
+    with chromium.new_context(viewport={"width": 1200, "height": 800}) as context:
+        visitor = Visitor(context.new_page(), address)
+        yield visitor
+        assert visitor.complaints == []
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Callable[..., Visitor]]:
+    """Visits any address; ``options`` are a browser context's."""
+    contexts = []
+
+    def visit(address: str, **options: Any) -> Visitor:
+        contexts.append(chromium.new_context(**{"viewport": {"width": 1200, "height": 800}, **options}))
+        return Visitor(contexts[-1].new_page(), address)
+
+    yield visit
+    for context in contexts:
+        context.close()
+
+
+def painted(page: Page, selector: str) -> bool:
+    """Whether what lies behind the first such element is a sheet that decodes."""
+    return page.locator(selector).first.evaluate("""async (node) => {
+      const url = /url\\("(.*)"\\)/.exec(getComputedStyle(node).backgroundImage);
+      if (!url) return false;
+      const image = new Image(); image.src = url[1]; await image.decode();
+      return image.naturalWidth > 0;
+    }""")
+
+
+@both
+def test_the_overview_shows_every_layer_as_a_strip(visitor: Visitor) -> None:
+    page = visitor.go()
+    assert page.title() == "synthetic (random:0)"
+    assert [text.replace("\n", "") for text in visitor.texts(".layer h2")] == [name for name, _ in LAYERS]
+    page.wait_for_function("document.querySelectorAll('.strips .cell')[3].style.backgroundImage")
+    assert painted(page, ".strips .cell")
+    assert "3 failed" in visitor.texts(".layer .note")[-1]
+    page.locator(".layer h2 a").nth(1).click()
+    page.wait_for_selector(".layer-page")
+    assert page.url.endswith("#/block1.0.conv1")
+
+
+def test_the_mosaic_holds_every_channel_and_each_is_a_link(visitor: Visitor) -> None:
+    page = visitor.go("#/?m=mosaic")
+    page.wait_for_selector(".mosaic canvas")
+    page.mouse.move(0, 0)
+    canvas = page.locator(".mosaic canvas").first
+    box = canvas.bounding_box()
+    assert box is not None
+    page.mouse.click(box["x"] + 16 * 7 + 5, box["y"] + 5)
+    page.wait_for_selector(".unit-page")
+    assert page.url.endswith("#/conv1/7")
+
+
+@both
+def test_all_channels_of_the_network_sort_together(visitor: Visitor) -> None:
+    page = visitor.go("#/?m=all&sort=-contrast")
+    page.wait_for_selector(".grid .cell")
+    values = page.locator(".grid a.cell").evaluate_all(
+        "all => all.sort((a, b) => a.index - b.index).map((a) => [a.unit.layer, a.unit.value('contrast')])"
+    )
+    numbers = [value for _, value in values]
+    assert numbers == sorted(numbers, reverse=True) and len({layer for layer, _ in values}) > 1
+    assert "376 channels" in visitor.texts(".told")[0]
+
+
+def test_a_layer_draws_only_what_is_on_the_screen(visitor: Visitor) -> None:
+    page = visitor.go(f"#/{WIDE}?z=128")
+    page.wait_for_selector(".grid .cell")
+    assert 20 < page.locator(".grid .cell").count() < 200
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.wait_for_selector(".grid .cell[aria-label*='channel 299']")
+    assert page.locator(".grid .cell").count() < 200
+
+
+@both
+def test_cells_show_their_own_part_of_the_sheet(visitor: Visitor) -> None:
+    page = visitor.go(f"#/{WIDE}/../".replace("/../", "?z=64"))
+    page.wait_for_selector(".grid .cell")
+    style = page.locator(".grid .cell[aria-label*='channel 17,']").evaluate(
+        "a => [a.style.backgroundSize, a.style.backgroundPosition]"
+    )
+    assert style == ["1600% 1600%", "6.66667% 6.66667%"]  # column 1 and row 1 of 16
+    page.locator(".grid .cell").first.focus()
+    for _ in range(30):
+        page.keyboard.press("ArrowDown")
+    last = page.locator(".grid .cell[aria-label*='channel 290,']").evaluate(
+        "a => [a.style.backgroundSize, a.style.backgroundPosition]"
+    )
+    assert last[0] == "1600% 300%"  # 44 channels are three lines
+
+
+@pytest.mark.parametrize("measure", ["normalized", "gain", "robust", "hue", "high_frequency"])
+def test_sorting_by_a_number_sorts(visitor: Visitor, measure: str) -> None:
+    page = visitor.go("#/conv1")
+    page.get_by_label("sort by").select_option(measure)
+    page.wait_for_url(re.compile(f"sort=-?{measure}"))
+    page.wait_for_function("document.querySelectorAll('.grid .cell').length === 12")
+    values = page.locator(".grid a.cell").evaluate_all(
+        f"all => all.sort((a, b) => a.index - b.index).map((a) => a.unit.value('{measure}'))"
+    )
+    assert values == sorted(values, reverse=measure != "hue")
+    page.get_by_label("turn the order round").click()
+    page.wait_for_function(
+        f"document.querySelector('.grid a.cell').unit.value('{measure}') === {json.dumps(values[-1])}"
+    )
+
+
+def test_filtering_by_a_range_keeps_what_lies_in_it(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1?sort=-normalized")
+    page.get_by_label("least activation").evaluate(
+        "slider => { slider.value = 400; slider.dispatchEvent(new Event('change')); }"
+    )
+    page.wait_for_url(re.compile("f=normalized"))
+    page.wait_for_function("document.querySelectorAll('.grid .cell').length < 12")
+    least = float(re.search(r"f=normalized:([\d.]+)\.\.", page.url)[1])  # type: ignore[index]
+    values = page.locator(".grid a.cell").evaluate_all("all => all.map((a) => a.unit.value('normalized'))")
+    assert values and min(values) >= least
+    assert visitor.texts(".told")[0] == f"{len(values)} of 12 channels"
+
+
+def test_dead_failed_and_missing_channels_are_told_apart(visitor: Visitor) -> None:
+    page = visitor.go("#/block2.0.conv1")
+    page.wait_for_selector(".grid .cell")
+    states = page.locator(".grid .cell").evaluate_all("all => all.map((a) => a.dataset.state)")
+    assert [states.count(word) for word in ("ok", "dead", "failed", "missing")] == [15, 2, 3, 4]
+    looks = {
+        page.locator(f".cell[data-state={word}]").first.evaluate("a => getComputedStyle(a).background")
+        for word in ("dead", "failed", "missing")
+    }
+    assert len(looks) == 3
+    page.get_by_role("button", name="failed 3").click()
+    page.wait_for_function("document.querySelectorAll('.grid .cell').length === 3")
+    assert visitor.labels() == [2, 3, 4]
+
+
+@both
+def test_a_unit_shows_its_picture_its_numbers_and_where_it_comes_from(visitor: Visitor, folder: Path) -> None:
+    page = visitor.go(f"#/{WIDE}/17")
+    page.wait_for_function("document.querySelector('.master').naturalWidth === 24")
+    page.wait_for_selector(".curve .best")
+    text = page.locator(".facts-column").inner_text()
+    record = Atlas.open(folder).manifest(Unit("channel", WIDE, 17))
+    sidecar = Atlas.open(folder).sidecar(Unit("channel", WIDE, 17))
+    for wanted in (
+        str(record.seed),
+        record.job_id,
+        sidecar.sha256[:16],
+        "CC-BY-4.0",
+        "regularised",
+        "160 at 24 × 24 pixels",
+    ):
+        assert wanted in text
+    assert f"number {1 + sum(a > b for a, b in _against(folder))} of 300" in text or "strongest" in text
+    assert page.locator(".alike .cell").count() >= 14
+    assert visitor.texts(".variants figcaption")[1].startswith("negative")
+
+
+def _against(folder: Path) -> list[tuple[float, float]]:
+    rows = [row for row in Atlas.open(folder).rows() if (row["layer"], row["variant"]) == (WIDE, "channel")]
+    return [(row["normalized"], rows[17]["normalized"]) for row in rows]
+
+
+@both
+def test_the_run_is_told_over_http(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1/3")
+    page.wait_for_selector(".curve")
+    if visitor.address.startswith("http"):
+        page.wait_for_selector("text=batch of 8")
+    else:
+        assert page.locator("text=batch of 8").count() == 0
+
+
+def test_diverse_images_of_one_job_are_shown(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1/3?v=diverse")
+    page.wait_for_selector(".images button")
+    assert page.locator(".images img").count() == 4
+    page.locator(".images button").nth(2).click()
+    assert page.locator(".master").get_attribute("src").endswith("/00003-2.png")  # type: ignore[union-attr]
+
+
+def test_arrows_walk_the_grid_and_the_units(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1?sort=-normalized")
+    page.wait_for_selector(".grid .cell")
+    order = visitor.labels()
+    page.locator(".grid .cell[tabindex='0']").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.unit.channel") == order[2]
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".unit-page")
+    assert f"/conv1/{order[2]}?" in page.url
+    page.keyboard.press("ArrowRight")  # on in the order of the grid, not of the channels
+    page.wait_for_url(re.compile(f"/conv1/{order[3]}\\?"))
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".layer-page")
+    assert "sort=-normalized" in page.url
+    page.keyboard.press("]")
+    page.wait_for_url(re.compile("block1.0.conv1"))
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".overview")
+
+
+def test_the_search_takes_addresses_and_endings(visitor: Visitor) -> None:
+    page = visitor.go()
+    page.keyboard.press("/")
+    page.keyboard.type("0.conv2:33")
+    assert visitor.texts("#found li span.mono") == [f"{WIDE}:33"]
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".unit-page")
+    assert page.url.endswith(f"#/{WIDE}/33")
+    page.locator(".search input").fill("conv1")
+    assert visitor.texts("#found li span.mono") == ["conv1", "block1.0.conv1", "block2.0.conv1"]
+    page.locator("#found li").nth(1).click()
+    page.wait_for_url(re.compile("#/block1.0.conv1$"))
+
+
+def test_a_colon_in_the_address_is_a_unit(visitor: Visitor) -> None:
+    page = visitor.go(f"#/{WIDE}:40")
+    page.wait_for_selector(".unit-page")
+    assert visitor.texts("h1") == [f"{WIDE}:40"]
+
+
+@pytest.mark.parametrize(
+    ("route", "sentence"), [("#/conv9", "no layer conv9"), ("#/conv1/99", "no channel 99"), ("#/conv1/x", "no channel")]
+)
+def test_what_is_not_there_is_said(visitor: Visitor, route: str, sentence: str) -> None:
+    page = visitor.go(route)
+    assert sentence in page.locator("main").inner_text()
+
+
+@both
+def test_pins_compare_and_lists_are_addresses(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1/3")
+    page.keyboard.press("c")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(re.compile("/conv1/4"))
+    page.keyboard.press("c")
+    page.wait_for_selector(".tray .cell >> nth=1")
+    page.get_by_role("link", name="Compare 2").click()
+    page.wait_for_selector(".compare-page")
+    assert "u=conv1:3,conv1:4" in page.url
+    assert visitor.texts(".compare-page thead .mono") == ["conv1:3", "conv1:4"]
+    assert "held-out activation" in page.locator("tbody").inner_text()
+    page = visitor.go("#/list?u=conv1:3,block1.0.conv1:7@negative,nowhere:1")
+    page.wait_for_selector(".list-page .cell")
+    assert visitor.texts(".list-page .tag") == ["", ""] or visitor.page.locator(".list-page .cell").count() == 2
+
+
+def test_a_layer_beside_its_other_variant(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1")
+    page.get_by_label("beside").select_option("negative")
+    page.wait_for_selector(".cell.pair")
+    images = (
+        page.locator(".cell.pair")
+        .nth(3)
+        .evaluate("a => [...a.querySelectorAll('span:not(.tag)')].map((s) => s.style.backgroundImage)")
+    )
+    assert "/channel/conv1/" in images[0] and "/negative/conv1/" in images[1]
+
+
+def test_another_atlas_beside_this_one(folder: Path, server: PageServer, visit: Callable[..., Visitor]) -> None:
+    for address, other in ((server.url(), "../1/"), ((folder / keys.PAGE).as_uri(), "../two/")):
+        visitor = visit(address)
+        page = visitor.go(f"#/conv1?b={other}")
+        page.wait_for_selector(".cell.pair")
+        images = (
+            page.locator(".cell.pair")
+            .nth(3)
+            .evaluate("a => [...a.querySelectorAll('span:not(.tag)')].map((s) => s.style.backgroundImage)")
+        )
+        assert other in images[1] and other not in images[0]
+        page = visitor.go(f"#/compare?u=conv1:3,conv1:4&b={other}")
+        page.wait_for_selector(".compare-page th .cell >> nth=3")
+        assert visitor.complaints == []
+
+
+@pytest.mark.parametrize(
+    "base", ["https://evil.example/", "//evil.example/", "javascript:alert(1)//", "/etc/", "data:,x"]
+)
+def test_no_address_brings_in_foreign_scripts(folder: Path, visit: Callable[..., Visitor], base: str) -> None:
+    visitor = visit((folder / keys.PAGE).as_uri())
+    asked: list[str] = []
+    page = visitor.page
+    page.on("request", lambda request: asked.append(request.url))
+    visitor.go(f"#/conv1?b={base}")
+    assert "a folder beside this atlas" in page.locator("main").inner_text()
+    assert all(url.startswith(("file:", "data:", "about:")) for url in asked)
+
+
+def test_variants_change_by_key_and_stay(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1")
+    page.keyboard.press("v")
+    page.wait_for_url(re.compile("v=negative"))
+    page.wait_for_function("document.querySelector('.grid .cell').unit.variant === 'negative'")
+    assert page.get_by_label("variant").input_value() == "negative"
+
+
+def test_embedded_it_shows_pictures_only(visitor: Visitor) -> None:
+    page = visitor.go("#/conv1?embed=1")
+    page.wait_for_selector(".grid .cell")
+    assert not page.locator(".top").is_visible() and not page.locator(".lead .bar").is_visible()
+
+
+def test_copying_gives_a_snippet_that_runs(folder: Path, server: PageServer, visit: Callable[..., Visitor]) -> None:
+    visitor = visit(server.url() + f"?from={folder}", permissions=["clipboard-read", "clipboard-write"])
+    page = visitor.go(f"#/{WIDE}/17?v=negative")
+    page.get_by_role("button", name="Python").click()
+    program = page.evaluate("navigator.clipboard.readText()")
+    place: dict[str, Any] = {}
+    exec(program, place)
+    assert place["unit"].unit == Unit("negative", WIDE, 17) and place["unit"].image.size == (24, 24)
+    page.get_by_role("button", name="Citation").click()
+    page.wait_for_function("document.querySelector('.toast').textContent.includes('Citation')")
+    root = json.loads((folder / keys.PUBLISHED).read_text())["root_sha256"]
+    assert root in page.evaluate("navigator.clipboard.readText()")
+
+
+def test_without_scripts_the_pictures_are_there(folder: Path, visit: Callable[..., Visitor]) -> None:
+    visitor = visit((folder / keys.PAGE).as_uri(), java_script_enabled=False)
+    visitor.page.goto(visitor.address)
+    assert visitor.texts("#plain h2") == [name for name, _ in LAYERS]
+    assert visitor.page.locator("#plain img").first.is_visible()
+
+
+def test_light_and_dark_follow_the_system_and_a_button(folder: Path, visit: Callable[..., Visitor]) -> None:
+    colours = {}
+    for scheme in ("light", "dark"):
+        page = visit((folder / keys.PAGE).as_uri(), color_scheme=scheme).go()
+        colours[scheme] = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+        page.get_by_label("light or dark").click()
+        colours[f"turned {scheme}"] = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    assert colours["light"] == colours["turned dark"] != colours["dark"] == colours["turned light"]
+
+
+def test_a_finger_taps_and_swipes(folder: Path, visit: Callable[..., Visitor]) -> None:
+    visitor = visit(
+        (folder / keys.PAGE).as_uri(), viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True
+    )
+    page = visitor.go("#/conv1")
+    page.wait_for_selector(".grid .cell")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".grid .cell").nth(2).tap()
+    page.wait_for_selector(".unit-page .master")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.locator(".picture").evaluate("""node => {
+      const touch = (x) => new Touch({identifier: 1, target: node, clientX: x, clientY: 300});
+      node.dispatchEvent(new TouchEvent("touchstart", {touches: [touch(300)], changedTouches: [touch(300)]}));
+      node.dispatchEvent(new TouchEvent("touchend", {touches: [], changedTouches: [touch(100)]}));
+    }""")
+    page.wait_for_url(re.compile("/conv1/3"))
+    assert visitor.complaints == []
+
+
+NAMELESS = """() => {
+  const named = (node) => node.getAttribute("aria-label") || node.textContent.trim() || node.alt || node.title;
+  const all = [...document.querySelectorAll("a, button, input, select, img, [role=img]")];
+  return all.filter((node) => node.offsetParent && !named(node)).map((node) => node.outerHTML);
+}"""
+
+
+def test_everything_has_a_name_for_those_who_cannot_see_it(visitor: Visitor) -> None:
+    for route in ("#/", "#/conv1", "#/conv1/3"):
+        page = visitor.go(route)
+        page.wait_for_selector(".cell, .master")
+        assert page.evaluate(NAMELESS) == []
+        assert page.locator("h1").count() == 1 and page.locator("main").count() == 1
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.textContent") == "to the pictures"
+
+
+def test_while_a_run_goes_on_new_pictures_appear(tmp_path: Path, visit: Callable[..., Visitor]) -> None:
+    store = DirectoryStore(tmp_path)
+    late = Unit("channel", "conv1", 3)
+    plan = synthetic.write_atlas(store, LAYERS[:1], size=24, missing=[late])
+    publish(store, live=True)
+    visitor = visit((tmp_path / keys.PAGE).as_uri())
+    visitor.page.clock.install()
+    page = visitor.go("#/conv1")
+    page.wait_for_selector(".cell[data-state=missing]")
+    synthetic.write_unit(store, plan, late, size=24)
+    publish(store)
+    page.clock.run_for(11_000)
+    page.wait_for_selector(".grid .cell[aria-label*='channel 3,'][data-state=ok]")
+    assert page.locator(".cell[data-state=missing]").count() == 0 and visitor.complaints == []
+
+
+EVIL = '</script><img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
+
+
+HOSTILE = (
+    "#/", "#/?m=all", "#/conv1", "#/conv1/0", "#/conv1/1", "#/compare?u=conv1:0,conv1:1", f"#/{EVIL}",
+    f"#/list?u=conv1:0&title={EVIL}", f"#/conv1?sort={EVIL}&f={EVIL}&s={EVIL}&v={EVIL}&z={EVIL}",
+)  # fmt: skip
+
+
+def test_a_hostile_atlas_hurts_nobody(tmp_path: Path, visit: Callable[..., Visitor]) -> None:
+    model = ModelRef(name=EVIL[:200], weights=f"random:{EVIL}"[:200], mean=(0.5,), std=(0.5,))
+    request = synthetic.request(LAYERS[:2], changes={"size": 24}, model=model)
+    layers = tuple(layer.model_copy(update={"kind": EVIL}) for layer in request.layers)
+    request = PlanFile(model=model.digest(), layers=layers, variants=dict([variant("channel", {"size": 24})]))
+    store = DirectoryStore(tmp_path)
+    plan = synthetic.write_plan(store, request, model=model)
+    for unit in plan.units():
+        synthetic.write_unit(store, plan, unit, size=24, status="dead" if unit.channel == 1 else "ok", words=EVIL)
+    atlas = json.loads((tmp_path / keys.ATLAS).read_text())
+    (tmp_path / keys.ATLAS).write_text(json.dumps({**atlas, "license": EVIL}))
+    publish(store)
+    (tmp_path / "single.html").write_bytes(export(Atlas.open(store), masters=True))
+    for name in (keys.PAGE, "single.html"):
+        visitor = visit((tmp_path / name).as_uri())
+        for route in HOSTILE:
+            page = visitor.go(route)
+            page.wait_for_timeout(60)
+            assert page.evaluate("window.hurt") is None
+            assert page.locator("img[src=x], script:not([src])").count() <= 3
+        assert EVIL in visitor.go("#/").locator("h1").inner_text() or EVIL[:150] in page.content()
+        assert visitor.complaints == []
+
+
+def test_a_single_file_carries_everything(folder: Path, tmp_path: Path, visit: Callable[..., Visitor]) -> None:
+    file = tmp_path / "alone" / "layer.html"
+    file.parent.mkdir()
+    file.write_bytes(export(Atlas.open(folder), layers="conv1,block1.0.conv1", variants="channel,negative", size=64))
+    visitor = visit(file.as_uri())
+    asked: list[str] = []
+    visitor.page.on("request", lambda request: asked.append(request.url))
+    page = visitor.go()
+    assert visitor.texts(".layer h2")[0] == "conv1" and painted(page, ".strips .cell")
+    page = visitor.go("#/conv1?sort=-normalized")
+    page.wait_for_selector(".grid .cell")
+    assert painted(page, ".grid .cell")
+    page = visitor.go("#/conv1/3")
+    page.wait_for_selector(".curve")
+    assert page.locator(".alike .cell").count() >= 11 and painted(page, ".master")
+    assert {url.partition(":")[0] for url in asked} <= {"file", "data", "about"}
+    assert {url for url in asked if url.startswith("file:")} == {file.as_uri(), *(u for u in asked if "#" in u)}
+    assert visitor.complaints == []
