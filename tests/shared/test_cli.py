@@ -225,6 +225,17 @@ def test_a_reader_that_goes_away_is_no_error(atlas: Atlas) -> None:
     assert "Traceback" not in found.stderr and "Exception" not in found.stderr
 
 
+def test_a_second_ctrl_c_ends_at_once() -> None:
+    code = (
+        "import os, signal, time\nfrom feature_atlas.cli.work import Interrupt\n"
+        "with Interrupt() as interrupt:\n    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    print(interrupt.asked, flush=True)\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(100)\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (found.returncode, found.stdout) == (130, "True\n")
+    assert "Ctrl-C again ends at once" in found.stderr and "Traceback" not in found.stderr
+
+
 @pytest.mark.parametrize(
     ("missing", "argv", "extra"),
     [

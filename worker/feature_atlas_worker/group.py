@@ -165,7 +165,8 @@ class GroupRun:
         self._fail(job, "failed", trouble.sentence, trouble.traceback, final=trouble.kind == "request")
 
     def _fail(self, job: Job, status: Literal["nan", "failed"], error: str, trace: str, *, final: bool = False) -> None:
-        log.warning("%s failed: %s", job.unit, error)
+        # A layer that cannot be rendered is said twice, not once per channel.
+        log.log(logging.INFO if error == self.hopeless else logging.WARNING, "%s failed: %s", job.unit, error)
         worker = self.executor.worker
         commit.patiently(lambda: commit.put_failure(self.store, job, error, trace, worker), self.executor.patience)
         self.on_outcome(Outcome(job, status, None, error, trace, final))

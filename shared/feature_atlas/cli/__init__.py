@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Sequence
 
 from feature_atlas import __version__
+from feature_atlas.cli import codes, doctor, farm, local, product, reading
 from feature_atlas.errors import AtlasError, MissingExtraError
 
-PARTIAL, INTERRUPTED = 3, 130
-
-#: The families of commands in the order of ``--help``.
-FAMILIES = ("local", "reading", "doctor", "product", "farm")
 #: Packages that only an extra brings, and which.
 _EXTRAS = {
     "torch": "render", "torchvision": "render", "safetensors": "render", "timm": "timm",
@@ -34,7 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     _log_to_stderr(args)
     try:
-        return int(args.run(args))
+        code = int(args.run(args))
+        sys.stdout.flush()  # here, where a reader that went away is known to be no error
+        return code
     except AtlasError as error:
         return _refuse(args, str(error), error.exit_code, error)
     except ModuleNotFoundError as error:
@@ -44,13 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         missing = MissingExtraError(f"'feature-atlas {args.command}'", getattr(args, "extra", None) or extra)
         return _refuse(args, str(missing), missing.exit_code, error)
     except KeyboardInterrupt:
-        return _refuse(args, "interrupted", INTERRUPTED, None)
+        return _refuse(args, "interrupted", codes.INTERRUPTED, None)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (OSError, MemoryError) as error:
-        return _refuse(args, _outside(error), 5, error)
+        return _refuse(args, _outside(error), codes.ENVIRONMENT, error)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -62,10 +59,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"feature-atlas {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for family in FAMILIES:
-        if importlib.util.find_spec(f"feature_atlas.cli.{family}") is None:
-            continue
-        importlib.import_module(f"feature_atlas.cli.{family}").register(commands)
+    for family in (local, reading, doctor, product, farm):
+        family.register(commands)
     for command in commands.choices.values():
         talk = command.add_argument_group("talking")
         talk.add_argument("-v", "--verbose", action="store_true", help="say more about what is being done")

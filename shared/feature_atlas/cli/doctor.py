@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from feature_atlas.cli import codes
 from feature_atlas.errors import AtlasError, StoreError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def run_doctor(args: argparse.Namespace) -> int:
             print(f"{finding.level:4}  {finding.what:12}  {finding.text}", flush=True)
     if args.json:
         print(json.dumps([finding._asdict() for finding in findings], indent=1))
-    return 5 if any(finding.level == "fail" for finding in findings) else 0
+    return codes.ENVIRONMENT if any(finding.level == "fail" for finding in findings) else codes.DONE
 
 
 def _examine(args: argparse.Namespace) -> Iterator[Finding]:

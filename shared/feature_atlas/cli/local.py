@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING, Any
 
-from feature_atlas.cli import selection
+from feature_atlas.cli import codes, selection
 from feature_atlas.cli.progress import duration, table
 from feature_atlas.cli.work import Work
 
@@ -70,7 +70,7 @@ def run_layers(args: argparse.Namespace) -> int:
             print(f"{model}: {len(rows)} layers, {total} channels")
     if args.json:
         print(json.dumps(listed, indent=1))
-    return 0
+    return codes.DONE
 
 
 def run_demo(args: argparse.Namespace) -> int:
@@ -140,8 +140,9 @@ def _sum_up(works: list[Work], *, as_json: bool) -> int:
         for work, summary in zip(works, summaries, strict=True):
             _tell(work, summary)
     if interrupted:
-        return 130
-    return 3 if any(summary["missing"] or summary["failed"] for summary in summaries) else 0
+        return codes.INTERRUPTED
+    partial = any(summary["missing"] or summary["failed"] for summary in summaries)
+    return codes.PARTIAL if partial else codes.DONE
 
 
 def _tell(work: Work, counts: dict[str, Any]) -> None:

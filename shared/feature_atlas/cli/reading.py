@@ -8,6 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from feature_atlas.cli import codes
 from feature_atlas.cli.progress import Progress, duration, table
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run_status(args: argparse.Namespace) -> int:
                 print("\x1b[H\x1b[2J", end="")
             _print_status(found)
         if not args.watch or not found["missing"]:
-            return 3 if found["missing"] or found["failed"] else 0
+            return codes.PARTIAL if found["missing"] or found["failed"] else codes.DONE
         time.sleep(max(args.every, 0.1))
         atlas.reload()
 
@@ -121,8 +122,8 @@ def run_verify(args: argparse.Namespace) -> int:
         elif broken:
             print(f"to remove them and make them again: feature-atlas verify --repair {atlas.url}, then render")
     if not broken:
-        return 0
-    return 3 if len(removed) == len(broken) else 4
+        return codes.DONE
+    return codes.PARTIAL if len(removed) == len(broken) else codes.INTEGRITY
 
 
 def run_retry(args: argparse.Namespace) -> int:
@@ -140,4 +141,4 @@ def run_retry(args: argparse.Namespace) -> int:
             atlas.store.delete(key)
     also = f" and {len(dead)} dead ones" if args.dead else ""
     print(f"{len(failed)} failed units{also} are missing again; to render them: feature-atlas render {atlas.url}")
-    return 0
+    return codes.DONE

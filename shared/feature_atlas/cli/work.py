@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -11,14 +12,17 @@ from itertools import groupby
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
+from feature_atlas.cli import codes
 from feature_atlas.cli.progress import Progress
-from feature_atlas.errors import EnvironmentFault
+from feature_atlas.errors import AtlasError, EnvironmentFault
 
 if TYPE_CHECKING:
     from feature_atlas.atlas import Atlas
     from feature_atlas.plan import Plan
-    from feature_atlas.spec import Job, Unit
+    from feature_atlas.spec import Unit
     from feature_atlas_worker.execute import Executor, Outcome
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two publishes while rendering goes on, and the most of the time that they may take.
 _PUBLISH_EVERY, _PUBLISH_SHARE = 60.0, 0.1
@@ -76,21 +80,23 @@ class Work:
         def step(done: int, steps: int) -> None:
             progress.at(f"{units[0].layer} step {done}/{steps}")
 
-        rest: list[Job] = [self.plan.job(unit) for unit in units]
+        rest = units
         while rest and not interrupt.asked:
-            count = _BATCHES * executor.sizes.of(rest[0])
-            executor.run(rest[:count], self.atlas.store, report, interrupt.is_asked, step)
+            there = self.atlas.done(units[0].variant, units[0].layer)
+            progress.add(sum(unit in there for unit in rest))
+            rest = [unit for unit in rest if unit not in there]
+            jobs = [self.plan.job(unit) for unit in rest]
+            count = _BATCHES * executor.sizes.of(jobs[0]) if jobs else 0
+            executor.run(jobs[:count], self.atlas.store, report, interrupt.is_asked, step)
             rest = rest[count:]
-            if rest:
-                there = self.atlas.done(units[0].variant, units[0].layer)
-                others = [job for job in rest if job.unit in there]
-                progress.add(len(others))
-                rest = [job for job in rest if job.unit not in there]
 
     def _publish_now_and_then(self) -> None:
         now = time.monotonic()
         if now - self._published > max(_PUBLISH_EVERY, self._publishing / _PUBLISH_SHARE):
-            self._publish(live=True)
+            try:
+                self._publish(live=True)
+            except AtlasError as error:  # at the end it counts
+                log.warning("not published this time: %s", error)
 
     def _publish(self, *, live: bool) -> None:
         from feature_atlas.publish import publish
@@ -139,6 +145,6 @@ class Interrupt:
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
-            os._exit(130)
+            os._exit(codes.INTERRUPTED)
         self.asked = True
         os.write(2, b"\nstopping: uploads in hand are finished; Ctrl-C again ends at once\n")
