@@ -79,7 +79,8 @@ class Ascent:
         self.history = torch.zeros(recipe.steps, count, 4, device=device)
         self.blocked = torch.zeros(count, dtype=torch.bool, device=device)
         self.best = torch.full((count,), -math.inf, device=device)
-        self.best_image = torch.zeros(count, 3, *recipe.size, device=device)
+        # Nothing: a picture that is finite at no checkpoint must not pass for one.
+        self.best_image = torch.full((count, 3, *recipe.size), math.nan, device=device)
         self.best_step = torch.zeros(count, dtype=torch.long, device=device)
 
     def run(self, stop: Callable[[], bool] | None = None, on_step: Callable[[int, int], None] | None = None) -> Trace:
