@@ -190,8 +190,8 @@ def _status(
     if not finite:
         return "nan", "the activation or the picture is not finite"
     gain = recipe.sign * (best - start)
-    verb = "rose" if recipe.sign > 0 else "fell"
+    moved = "rose above" if recipe.sign > 0 else "fell below"
     if gain > 1e-6 * max(abs(start), abs(best)):
         return "ok", ""
     why = "its whole gradient is blocked" if blocked else "it answers to nothing"
-    return "dead", f"the activation never {verb} above its start of {start:.4g}: {why}"
+    return "dead", f"the activation never {moved} its start of {start:.4g}: {why}"
