@@ -14,6 +14,8 @@ from typing import Any, Literal
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from feature_atlas.errors import AtlasError, BrokerError, RequestError, did_you_mean
 
@@ -60,9 +62,14 @@ def examine(url: str) -> Iterator[tuple[Literal["ok", "warn", "fail"], str, str]
 
 
 def open_client(url: str, *, timeout: float = 5.0) -> redis.Redis:
-    """A client that has not yet connected.  Raises RequestError."""
+    """A client that has not yet connected, and tries everything twice.  Raises RequestError."""
+    # Once more for a connection that a restarted server has forgotten; longer waits are the caller's.
+    retry = Retry(ConstantBackoff(0.1), 1)
     try:
-        return redis.Redis.from_url(for_redis(url), socket_timeout=timeout, socket_connect_timeout=timeout)
+        return redis.Redis.from_url(
+            for_redis(url), socket_timeout=timeout, socket_connect_timeout=timeout, health_check_interval=30,
+            retry=retry,
+        )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise RequestError(f"{public(url)!r} is not the URL of a broker ({error}): use {_SPELLINGS}") from None
 

@@ -1,17 +1,14 @@
-"""A real worker whose pictures cost nothing, and that misbehaves as told: ``python -m tests.e2e.cheap_worker NAME``.
+"""A real worker whose pictures cost nothing, and that misbehaves where told: ``python -m tests.e2e.cheap_worker NAME``.
 
-Everything but the optimisation is the worker's own: Celery, claims, leases, executor, uploads.  The environment says
-what happens:
-
-    TEST_LOG          a file that gets one line per picture drawn (``layer:channel``)
-    TEST_SECONDS      seconds per picture
-    TEST_POISON       ``conv:5`` kills the process; several separated by commas
-    TEST_FLAKY        ``conv:6`` raises the first two times
-    TEST_BROKEN       ``conv:7`` raises always
+Everything but the optimisation is the worker's own: Celery, claims, leases, executor, uploads.  The layer's name says
+what happens: ``poison...`` kills the process, ``flaky...`` raises the first two times, ``broken...`` raises always,
+``slow...`` takes a fifth of a second per picture.  The environment: TEST_LOG gets one line per picture drawn,
+TEST_SECONDS is the time for one, and as long as the file TEST_FULL exists no picture can be written.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -26,6 +23,8 @@ os.environ.setdefault("REMAP_SIGTERM", "SIGQUIT")
 import numpy as np
 import torch
 
+from feature_atlas import store
+from feature_atlas.directory import DirectoryStore
 from feature_atlas.manifest import Picture
 from feature_atlas.spec import ModelRef, Recipe
 from feature_atlas_worker import child
@@ -36,13 +35,7 @@ from feature_atlas_worker.render import Stopped, Target, Visualization
 GREY = Picture(width=8, height=8, mean_rgb=(0, 0, 0), hue=0, saturation=0, contrast=0, high_frequency=0, clipped=0)
 LOG = Path(os.environ.get("TEST_LOG", os.devnull))
 SECONDS = float(os.environ.get("TEST_SECONDS", "0"))
-
-
-def units(name: str) -> set[str]:
-    return set(filter(None, os.environ.get(name, "").split(",")))
-
-
-POISON, FLAKY, BROKEN = units("TEST_POISON"), units("TEST_FLAKY"), units("TEST_BROKEN")
+FULL = Path(os.environ.get("TEST_FULL", "/nowhere"))
 
 
 def load(ref: ModelRef, **_: Any) -> VisionModel:
@@ -54,18 +47,20 @@ def render(
     stop: Callable[[], bool], on_step: Callable[[int, int], None], **_: Any,
 ) -> list[Visualization]:  # fmt: skip
     """Noise from each job's seed."""
-    names = [f"{target.layer}:{target.channel}" for target in targets]
+    layer, names = targets[0].layer, [f"{target.layer}:{target.channel}" for target in targets]
+    seconds = len(targets) * (0.2 if layer.startswith("slow") else SECONDS)
     for step in range(recipe.steps):
         if stop():
             raise Stopped
-        time.sleep(SECONDS * len(targets) / recipe.steps)
+        time.sleep(seconds / recipe.steps)
         on_step(step + 1, recipe.steps)
-    if POISON.intersection(names):
+    if layer.startswith("poison"):
         os.kill(os.getpid(), signal.SIGKILL)
-    for name in names:
-        if name in BROKEN or (name in FLAKY and LOG.read_text().split().count(f"try:{name}") < 2):
-            write([f"try:{name}"] if len(names) == 1 else [])
-            raise ValueError(f"{name} does not want to")
+    if layer.startswith("broken"):
+        raise ValueError(f"{names[0]} does not want to")
+    if layer.startswith("flaky") and LOG.read_text().split().count(f"try:{names[0]}") < 2:
+        write([f"try:{names[0]}"] if len(names) == 1 else [])
+        raise ValueError(f"{names[0]} does not want to yet")
     found = []
     for target, seed in zip(targets, seeds, strict=True):
         pixels = np.random.default_rng(seed).integers(0, 255, (1, 8, 8, 3), dtype=np.uint8)
@@ -83,7 +78,17 @@ def write(lines: Sequence[str]) -> None:
         os.close(handle)
 
 
+class Disk(DirectoryStore):
+    """Full for as long as the file TEST_FULL exists."""
+
+    def _write(self, path: Path, data: bytes) -> None:
+        if FULL.exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super()._write(path, data)
+
+
 if __name__ == "__main__":
+    store.DirectoryStore = Disk  # type: ignore[misc]
     child.Executor = functools.partial(Executor, render=render, load=load)  # type: ignore[misc, assignment]
     from feature_atlas_worker.app import main
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -26,14 +27,22 @@ MODEL = ModelRef(name="toy", weights="random:0", mean=(0.5, 0.5, 0.5), std=(0.5,
 ROOT = Path(__file__).parents[2]
 
 
-def grow(url: str, layers: int = 1, channels: int = 20, **recipe: Any) -> Atlas:
-    """An atlas of this many layers and channels; ``conv0`` is the first."""
+def grow(url: str | Path, layers: Mapping[str, int], **recipe: Any) -> Atlas:
+    """An atlas of these layers: name -> channels."""
     rows = tuple(
-        LayerPlan(name=f"conv{i}", kind="conv", index=i, total=channels, channels=f"0:{channels}")
-        for i in range(layers)
+        LayerPlan(name=name, kind="conv", index=i, total=channels, channels=f"0:{channels}")
+        for i, (name, channels) in enumerate(layers.items())
     )
     variants = {"channel": Recipe(**{"steps": 2, "size": 8, "renderer": spec.RENDERER, **recipe})}
     return Atlas.grow(url, MODEL, PlanFile(model=MODEL.digest(), layers=rows, variants=variants))
+
+
+def is_over(pid: int) -> bool:
+    """Whether a process has ended, even if nobody has asked for its status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 class Worker:
@@ -69,10 +78,10 @@ class Worker:
         self.signal(signal.SIGKILL)
         self.process.wait()
         if child is not None:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            # Until its sockets are closed the broker may still give it a message.
+            wait_until(lambda: is_over(child), "the end of the rendering process")
 
     def kill_child(self) -> bool:
         """kill -9 of the rendering process only."""
@@ -97,6 +106,8 @@ class Farm:
     def __init__(self, folder: Path, broker: str, atlas: Atlas, environ: Mapping[str, str] | None = None) -> None:
         self.folder, self.broker, self.atlas = folder, broker, atlas
         self.drawn = folder / "drawn.log"
+        self.drawn.touch()
+        self.drawn_before = self.drawn.stat().st_size
         self.client: redis.Redis = open_client(broker)
         self.workers: list[Worker] = []
         self.environ = {
@@ -110,7 +121,13 @@ class Farm:
             "TEST_LOG": str(self.drawn),
             **(environ or {}),
         }
-        self.drawn.touch()
+
+    def over(self, layers: Mapping[str, int], **recipe: Any) -> Farm:
+        """The same workers over a fresh atlas beside this one."""
+        url = self.folder / f"atlas-{len(list(self.folder.iterdir()))}"
+        farm = Farm(self.folder, self.broker, grow(url, layers, **recipe), self.environ)
+        farm.workers = self.workers
+        return farm
 
     def __enter__(self) -> Farm:
         return self
@@ -158,7 +175,8 @@ class Farm:
 
     def drawings(self) -> Counter[str]:
         """How often each picture was drawn to its end."""
-        return Counter(line for line in self.drawn.read_text().split() if not line.startswith("try:"))
+        lines = self.drawn.read_text()[self.drawn_before :].split()
+        return Counter(line for line in lines if not line.startswith("try:"))
 
     def in_vain(self) -> int:
         """Pictures drawn though they had been drawn before."""

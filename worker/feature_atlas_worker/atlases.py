@@ -98,8 +98,9 @@ class Atlases:
 
     def _check(self, url: str, *, named: bool) -> None:
         store = open_store(url)
-        if store.url != url or url.startswith("memory:"):
-            raise StrangerError(f"{url!r} is not how a producer names an atlas (it would say {store.url!r})")
+        spelled = os.path.normpath(store.url) if isinstance(store, DirectoryStore) else store.url
+        if spelled != url or url.startswith("memory:"):
+            raise StrangerError(f"{url!r} is not how a producer names an atlas (it would say {spelled!r})")
         if not any(_within(url, prefix, isinstance(store, DirectoryStore)) for prefix in self.allowed):
             sentence = (
                 f"this worker may not write to {url}: it allows {', '.join(self.allowed) or 'no place'}"

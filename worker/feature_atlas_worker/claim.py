@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Seconds for which a broker that failed is not told more: rendering does not wait for it.
+_PAUSE = 2.0
+
 # Takes messages from the front while they are of the group: at least ARGV[1], at most ARGV[2], and in between a share
 # 1/ARGV[3] of what waits, so that the last ones are spread over all workers.
 # KEYS queue, unacked, unacked_index   ARGV least, most, shares, now, group, longest
@@ -87,6 +90,7 @@ class Hand:
         #: Done and in the store, but the broker does not know yet.
         self._untold: dict[str, Message] = {}
         self._counted: set[str] = set()
+        self._tell_after = 0.0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -172,6 +176,8 @@ class Hand:
             untold = list(self._untold.values())
         if not untold:
             return True
+        if time.monotonic() < self._tell_after:
+            return False
         try:
             with self.client.pipeline() as pipe:
                 pipe.hdel(UNACKED, *[message.tag for message in untold])
@@ -181,6 +187,7 @@ class Hand:
                 pipe.execute()
         except RedisError as error:
             log.warning("%d finished jobs are not acknowledged yet: %s", len(untold), error)
+            self._tell_after = time.monotonic() + _PAUSE
             return False
         with self._lock:
             for message in untold:
