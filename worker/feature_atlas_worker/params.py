@@ -52,9 +52,9 @@ class Bands:
 
     def __init__(self, size: tuple[int, int], device: torch.device | str) -> None:
         height, width = size
-        rows = torch.fft.fftfreq(height, 1 / height)
-        columns = torch.arange(width // 2 + 1)
-        cycles = (rows[:, None] ** 2 + columns[None, :] ** 2).sqrt()  # per picture, [H, W//2+1]
+        side = max(size)
+        rows, columns = torch.fft.fftfreq(height, 1 / side), torch.fft.rfftfreq(width, 1 / side)
+        cycles = (rows[:, None] ** 2 + columns[None, :] ** 2).sqrt()  # per longer side, [H, W//2+1]
         band = (2 * torch.log2(cycles.clamp(min=0.7)) + 1).round().long()
         self.band = band.flatten().to(device)
         self.count = int(band.max()) + 1
