@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from feature_atlas.spec import Recipe
-from feature_atlas_worker.params import COLOUR, Parameterization, coarse_size, init, stream, to_image
+from feature_atlas_worker.params import COLOUR, Bands, Parameterization, coarse_size, init, stream, to_image
 
 SIZES = [(16, 16), (17, 17), (15, 22), (24, 13)]
 
@@ -173,3 +173,28 @@ def test_pictures_are_rgb_in_single_precision(size: tuple[int, int]) -> None:
     image = to_image(init(recipe, [1, 2]), recipe)
     assert image.shape == (2, 3, *size) and image.dtype == torch.float32
     assert image.min() >= 0 and image.max() <= 1
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 40), (48, 24)])
+def test_a_band_is_half_an_octave_whatever_the_shape(size: tuple[int, int]) -> None:
+    bands = Bands(size, "cpu")
+    frequency = torch.hypot(torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])[None]).flatten()
+    assert (bands.band == 0).nonzero().tolist() == [[0]]  # the mean brightness is by itself
+    assert bands.count > 7
+    for band in range(1, bands.count):
+        own = frequency[bands.band == band]
+        assert len(own) == 0 or own.max() < 2**0.5 * own.min() + 1e-6
+
+
+def test_a_band_shares_the_mean_square_of_its_coefficients() -> None:
+    recipe = Recipe(size=(17, 24), init_std=1.0)
+    spectrum = init(recipe, [1, 2])
+    bands = Bands(recipe.size, "cpu")
+    found = bands.mean_square(spectrum)
+    assert found.shape == (2, 1, 17, 13, 1)
+    square = (spectrum**2).mean((1, 4), keepdim=True).flatten(1)
+    for band in bands.band.unique():
+        own = bands.band == band
+        torch.testing.assert_close(found.flatten(1)[:, own], square[:, own].mean(1, keepdim=True).expand(-1, own.sum()))
+    assert torch.equal(bands.mean_square(1024 * spectrum), 2**20 * found)
+    torch.testing.assert_close(bands.mean_square(spectrum[1:]), found[1:])
