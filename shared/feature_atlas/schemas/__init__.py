@@ -13,6 +13,8 @@ from pydantic.json_schema import GenerateJsonSchema
 
 from feature_atlas.manifest import Failure, Manifest, SideCar
 from feature_atlas.plan import AtlasFile, PlanFile
+from feature_atlas.publish.records import LayerFile, PublishedFile
+from feature_atlas.publish.selectivity import SelectivityFile
 from feature_atlas.spec import Record
 
 FOLDER = Path(__file__).parent
@@ -23,6 +25,9 @@ RECORDS: dict[str, type[Record]] = {
     "manifest": Manifest,
     "sidecar": SideCar,
     "failure": Failure,
+    "layer": LayerFile,
+    "selectivity": SelectivityFile,
+    "published": PublishedFile,
 }
 
 
