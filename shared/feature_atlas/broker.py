@@ -69,6 +69,7 @@ def open_client(url: str, *, timeout: float = 5.0) -> redis.Redis:
         return redis.Redis.from_url(
             for_redis(url), socket_timeout=timeout, socket_connect_timeout=timeout, health_check_interval=30,
             retry=retry,
+            protocol=2,  # also what is too old for RESP3 can say so
         )  # fmt: skip
     except (ValueError, TypeError) as error:
         raise RequestError(f"{public(url)!r} is not the URL of a broker ({error}): use {_SPELLINGS}") from None
@@ -117,6 +118,8 @@ def trouble() -> tuple[type[Exception], ...]:
 def explain(error: Exception, url: str) -> BrokerError:
     """The sentence for what a client raised."""
     where = public(url)
+    if isinstance(error, redis.RedisError) and ("NOAUTH" in str(error) or "required" in str(error)):
+        return BrokerError(f"the broker at {where} wants a password: redis://:PASSWORD@host:port/0")
     if isinstance(error, redis.AuthenticationError):
         return BrokerError(f"the broker at {where} did not let us in ({error}): check user and password")
     if isinstance(error, redis.exceptions.BusyLoadingError):
@@ -126,8 +129,6 @@ def explain(error: Exception, url: str) -> BrokerError:
     if isinstance(error, redis.TimeoutError):
         return BrokerError(f"the broker at {where} does not answer: is it Redis, and does a firewall allow it?")
     if isinstance(error, redis.InvalidResponse | redis.ResponseError):
-        if "NOAUTH" in str(error):
-            return BrokerError(f"the broker at {where} wants a password: redis://:PASSWORD@host:port/0")
         return BrokerError(f"what answers at {where} is not Redis, or not ours to use ({_short(error)})")
     return BrokerError(f"no broker at {where} ({_short(error)}): start one, or check the URL")
 

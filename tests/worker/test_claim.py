@@ -1,0 +1,194 @@
+"""Claims: what the scripts do to the broker, and that kombu agrees."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from kombu import Connection
+
+from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, Message, attempts_key, dead_key, field, parse
+from feature_atlas.monitor import GivenUp
+from feature_atlas.queue import Template, make_app
+from feature_atlas_worker.claim import Hand
+from tests.servers import RedisServer
+
+TEMPLATE = Template(make_app("redis://localhost"))
+ATLAS, GROUP = "s3://bucket/toy", "s3://bucket/toy|channel|conv"
+
+
+@pytest.fixture
+def client(valkey: RedisServer) -> Iterator[redis.Redis]:
+    with valkey.client() as client:
+        yield client
+
+
+@pytest.fixture
+def hand(client: redis.Redis) -> Hand:
+    return Hand(client)
+
+
+def send(client: redis.Redis, layer: str, channels: range, atlas: str = ATLAS) -> None:
+    client.lpush(QUEUE, *TEMPLATE.messages(atlas, "channel", layer, channels))
+
+
+def queued(client: redis.Redis) -> list[int]:
+    """Channels in the order in which they will be taken."""
+    return [parse(raw).order.channel for raw in reversed(client.lrange(QUEUE, 0, -1))]
+
+
+def channels(messages: list[Message]) -> list[int]:
+    return [message.order.channel for message in messages]
+
+
+def test_siblings_are_taken_from_the_front_in_order_and_no_others(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(5))
+    send(client, "conv2", range(5, 8))
+    send(client, "conv", range(8, 10))
+    assert channels(hand.claim(GROUP, 100, 100)) == [0, 1, 2, 3, 4]
+    assert queued(client) == [5, 6, 7, 8, 9]
+    assert hand.claim(GROUP, 100, 100) == []
+    assert client.hlen(UNACKED) == client.zcard(UNACKED_INDEX) == 5
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(waiting=st.integers(0, 40), least=st.integers(0, 10), more=st.integers(0, 20), shares=st.integers(1, 8))
+def test_as_many_as_a_batch_needs_and_more_only_while_there_are_plenty(
+    client: redis.Redis, hand: Hand, waiting: int, least: int, more: int, shares: int
+) -> None:
+    client.flushall()
+    if waiting:
+        send(client, "conv", range(waiting))
+    most = least + more
+    expected = min(waiting, max(least, min(most, waiting // shares)))
+    assert len(hand.claim(GROUP, least, most, shares)) == expected
+
+
+@pytest.mark.parametrize(
+    "raw", ["rubbish", "[]", "{}", '{"headers": 3}', json.dumps({"headers": {"g": GROUP}}), "[" * 2000, "x" * 9000]
+)
+def test_a_message_that_is_none_stops_a_claim_and_nothing_else(client: redis.Redis, hand: Hand, raw: str) -> None:
+    send(client, "conv", range(2))
+    client.lpush(QUEUE, raw)
+    send(client, "conv", range(2, 4))
+    assert channels(hand.claim(GROUP, 9, 9)) == [0, 1]
+    assert client.rpop(QUEUE).decode() == raw
+
+
+def test_kombu_delivers_claimed_messages_again_as_they_were(
+    client: redis.Redis, hand: Hand, valkey: RedisServer
+) -> None:
+    send(client, "conv", range(3))
+    before = [parse(raw) for raw in client.lrange(QUEUE, 0, -1)]
+    hand.claim(GROUP, 9, 9)
+    # As after a lease has run out.
+    with Connection(valkey.url, transport_options={"visibility_timeout": -10, "unacked_restore_throttle": 1}) as kombu:
+        kombu.default_channel.qos.restore_visible(interval=1)
+    after = [parse(raw) for raw in client.lrange(QUEUE, 0, -1)]
+    assert {(m.tag, m.order) for m in after} == {(m.tag, m.order) for m in before}
+    assert all(message.redelivered for message in after)
+    assert client.hlen(UNACKED) == client.zcard(UNACKED_INDEX) == 0
+
+
+def test_what_kombu_took_is_found_under_its_tag(client: redis.Redis, hand: Hand, valkey: RedisServer) -> None:
+    send(client, "conv", range(1))
+    with Connection(valkey.url) as kombu:
+        message = kombu.default_channel.basic_get(QUEUE)
+        taken = hand.taken(message.delivery_tag)
+        assert taken is not None and taken.order.channel == 0 and taken.tag == message.delivery_tag
+        assert hand.taken("another") is None
+        message.ack()
+
+
+def test_finished_messages_leave_no_trace(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(3))
+    messages = hand.claim(GROUP, 9, 9)
+    hand.count(messages)
+    assert hand.attempts(messages) == [1, 1, 1]
+    hand.finish(messages)
+    assert client.keys("*") == []
+    assert len(hand) == 0
+
+
+def test_given_back_to_the_front_they_come_out_in_their_order_and_uncounted(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(5))
+    messages = hand.claim(GROUP, 3, 3)
+    hand.count(messages)
+    hand.give_back(messages)
+    assert queued(client) == [0, 1, 2, 3, 4]
+    assert not client.exists(UNACKED, UNACKED_INDEX, attempts_key(ATLAS))
+
+
+def test_given_back_after_a_failure_they_go_behind_the_others_and_stay_counted(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(5))
+    messages = hand.claim(GROUP, 2, 2)
+    hand.count(messages)
+    hand.give_back(messages, "back", uncount=False)
+    assert queued(client) == [2, 3, 4, 0, 1]
+    assert client.hgetall(attempts_key(ATLAS)) == {field(m.order.unit).encode(): b"1" for m in messages}
+
+
+def test_only_what_was_counted_is_uncounted(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(2))
+    messages = hand.claim(GROUP, 9, 9)
+    client.hset(attempts_key(ATLAS), mapping={field(m.order.unit): 2 for m in messages})
+    hand.count(messages[:1])
+    hand.give_back(messages)
+    assert client.hvals(attempts_key(ATLAS)) == [b"2", b"2"]
+
+
+def test_what_another_has_by_now_is_not_given_back_twice(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(2))
+    messages = hand.claim(GROUP, 9, 9)
+    client.delete(UNACKED)  # restored and taken by another
+    hand.give_back(messages)
+    assert client.llen(QUEUE) == 0
+
+
+def test_a_late_acknowledgement_does_not_reach_the_next_owner(client: redis.Redis, hand: Hand) -> None:
+    # Given a message that one worker gives back and another takes
+    send(client, "conv", range(1))
+    (mine,) = hand.claim(GROUP, 1, 1)
+    hand.give_back([mine])
+    (theirs,) = Hand(client).claim(GROUP, 1, 1)
+    # When the first one's Celery acknowledges what it once held
+    client.hdel(UNACKED, mine.tag)
+    # Then the second one still holds it
+    assert client.hexists(UNACKED, theirs.tag)
+
+
+def test_renewal_keeps_what_is_ours_and_revives_nothing(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(2))
+    messages = hand.claim(GROUP, 9, 9)
+    client.zadd(UNACKED_INDEX, dict.fromkeys([m.tag for m in messages], 1.0))
+    client.zrem(UNACKED_INDEX, messages[0].tag)
+    hand.renew()
+    assert client.zscore(UNACKED_INDEX, messages[0].tag) is None
+    assert float(client.zscore(UNACKED_INDEX, messages[1].tag)) > 1e9
+
+
+def test_what_is_given_up_is_on_record_and_gone(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(1))
+    (message,) = hand.claim(GROUP, 9, 9)
+    hand.count([message])
+    hand.give_up(message, GivenUp(error="no", attempts=4))
+    assert json.loads(client.hget(dead_key(ATLAS), field(message.order.unit)))["error"] == "no"
+    assert client.keys("*") == [dead_key(ATLAS).encode()]
+
+
+def test_a_broker_that_is_away_is_told_later(valkey: RedisServer, client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(3))
+    messages = hand.claim(GROUP, 9, 9)
+    valkey.kill()
+    try:
+        hand.finish(messages)  # no exception: rendering goes on
+        assert hand.claim(GROUP, 9, 9) == []
+    finally:
+        valkey.start()
+    hand._tell_after = 0
+    assert hand.tell()
+    assert not client.exists(UNACKED)
