@@ -49,20 +49,24 @@ class Watchdog:
     def _run(self) -> None:
         while True:
             time.sleep(1)
-            if self.alive_file is not None:
-                self.alive_file.touch()
-            if self.pulse.draining:
-                continue
             try:
-                if self.stalled():
-                    log.critical("jobs wait and none was taken for %.0f s: the worker starts afresh", self.patience)
-                    self._end()
-                if self.pulse.busy and self.pulse.silence > self.silence:
-                    log.critical("the rendering process gave no sign of life for %.0f s: ended", self.pulse.silence)
-                    self.pulse.beat()
-                    _kill_children()
+                self.look()
             except Exception:
                 log.exception("the watchdog failed")
+
+    def look(self) -> None:
+        """One look."""
+        if self.alive_file is not None:
+            self.alive_file.touch()
+        if self.pulse.draining:
+            return
+        if self.stalled():
+            log.critical("jobs wait and none was taken for %.0f s: the worker starts afresh", self.patience)
+            self._end()
+        if self.pulse.busy and self.pulse.silence > self.silence:
+            log.critical("the rendering process gave no sign of life for %.0f s: ended", self.pulse.silence)
+            self.pulse.beat()
+            _kill_children()
 
     def stalled(self) -> bool:
         """Whether nothing is in hand and nothing new was taken for too long, though jobs wait."""

@@ -1,0 +1,108 @@
+"""Beside the work: leases, flags, signs of life, and lost jobs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from feature_atlas import steer
+from feature_atlas.messages import QUEUE, UNACKED_INDEX, parse, rest_key
+from feature_atlas.monitor import workers
+from feature_atlas.queue import Template, make_app
+from feature_atlas.settings import Settings
+from feature_atlas_producer.enqueue import enqueue
+from feature_atlas_worker.child import Child
+from feature_atlas_worker.pulse import Pulse
+from tests.e2e.farm import grow
+from tests.servers import RedisServer, wait_until
+
+
+@pytest.fixture
+def child(valkey: RedisServer, tmp_path: Path) -> Iterator[Child]:
+    """A rendering process without its process; its lease ticks only when told."""
+    settings = Settings(broker=valkey.url, allowed_stores=(str(tmp_path),), visibility_timeout=3600, rest=1)
+    child = Child(settings, Template(make_app(valkey.url)), Pulse(), "w0@here")
+    child.lease.stop()
+    yield child
+    child.close()
+
+
+def test_a_tick_renews_what_is_in_hand(child: Child, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    enqueue(atlas, child.settings.broker)
+    messages = child.hand.claim(parse(child.client.lindex(QUEUE, -1)).order.group, 9, 9)
+    child.client.zadd(UNACKED_INDEX, dict.fromkeys([m.tag for m in messages], 1.0))
+    child.lease.tick()
+    assert child.client.zcount(UNACKED_INDEX, time.time() - 60, "+inf") == 3
+
+
+def test_a_tick_tells_who_lives_and_what_it_does(child: Child) -> None:
+    child.note(state="working", layer="conv")
+    child.count(done=4)
+    child.lease.tick()
+    (beat,) = workers(child.client)
+    assert (beat.worker, beat.state, beat.layer, beat.done, beat.alive) == ("w0@here", "working", "conv", 4, True)
+    assert child.lease.workers == 1
+
+
+def test_a_tick_learns_of_a_cancelled_atlas(child: Child, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    enqueue(atlas, child.settings.broker)
+    steer.cancel(child.client, atlas.url)
+    child.lease.tick()
+    assert child.lease.flags == {atlas.url: "cancelled"}
+
+
+def test_a_broker_that_is_away_ends_no_thread(child: Child, valkey: RedisServer) -> None:
+    lease = type(child.lease)(child, child.template)
+    lease.interval = 0.05
+    lease.start()
+    valkey.kill()
+    try:
+        wait_until(lambda: lease._troubled, "the trouble")
+        assert lease._thread.is_alive()
+    finally:
+        valkey.start()
+    wait_until(lambda: not lease._troubled, "the end of the trouble")
+    lease.stop()
+
+
+def test_an_idle_worker_sends_again_what_the_queue_lost(child: Child, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    child.served.add(atlas.url)
+    child.lease.search()
+    assert child.client.llen(QUEUE) == 3
+    # Sent: nobody needs to look again before it is done.
+    assert not child.client.exists(rest_key(atlas.url))
+
+
+def test_nobody_looks_through_the_same_atlas_right_after_another(child: Child, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    child.served.add(atlas.url)
+    child.client.set(rest_key(atlas.url), "1")
+    child.lease.search()
+    assert child.client.llen(QUEUE) == 0
+
+
+def test_neither_a_cancelled_nor_a_foreign_atlas_is_looked_through(child: Child, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    enqueue(atlas, child.settings.broker)
+    steer.cancel(child.client, atlas.url)
+    child.lease.tick()
+    child.served.update({atlas.url, "/elsewhere/atlas", "s3://nowhere/atlas"})
+    child.lease.search()
+    assert child.client.llen(QUEUE) == 0
+
+
+def test_a_busy_or_ending_worker_does_not_look(child: Child, tmp_path: Path) -> None:
+    child.served.add(grow(tmp_path / "atlas", {"conv": 3}).url)
+    child._touched = -1e9
+    child.pulse.busy = True
+    child.lease._search_if_idle()
+    child.pulse.busy = False
+    child.pulse.drain()
+    child.lease._search_if_idle()
+    assert child.lease._search is None
