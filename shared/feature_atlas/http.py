@@ -130,8 +130,7 @@ class HttpStore:
         for kind, told in per_unit.items():
             if kind.startswith(prefix) or prefix.startswith(kind):
                 wanted = prefix.split("/")[2] if prefix.count("/") >= 3 else ""
-                for entry in published.layers:
-                    name = entry.key.split("/")[1]
+                for name in published.layer_names():
                     if not wanted or name == wanted:
                         yield from told(self._layer(name))
 

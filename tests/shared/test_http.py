@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import functools
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 
 from feature_atlas import keys
 from feature_atlas.atlas import Atlas
-from feature_atlas.errors import IntegrityError, ObjectNotFound, RequestError, StoreError
+from feature_atlas.errors import AtlasError, IntegrityError, ObjectNotFound, RequestError, StoreError
 from feature_atlas.http import HttpStore
 from feature_atlas.publish import publish
+from feature_atlas.publish.records import Row
 from feature_atlas.spec import Unit
 from feature_atlas.store import DirectoryStore, open_store
 from tests import synthetic
@@ -146,3 +148,55 @@ def test_a_wrong_address_gets_a_sentence_without_its_secret(url: str) -> None:
     with pytest.raises(RequestError) as caught:
         open_store(url)
     assert "secret" not in str(caught.value)
+
+
+def _set(path: str, value: object) -> Callable[[dict[str, Any]], None]:
+    def change(told: dict[str, Any]) -> None:
+        *steps, last = path.split("/")
+        for step in steps:
+            told = told[int(step)] if isinstance(told, list) else told[step]
+        told[int(last) if isinstance(told, list) else last] = value
+
+    return change
+
+
+COLUMN = {name: place for place, name in enumerate(Row._fields)}
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        (keys.layer("conv1"), _set("variants/channel/rows/0", [])),
+        (keys.layer("conv1"), _set(f"variants/channel/rows/0/{COLUMN['channel']}", -1)),
+        (keys.layer("conv1"), _set(f"variants/channel/rows/0/{COLUMN['bytes']}", [1, 2])),
+        (keys.layer("conv1"), _set(f"variants/channel/rows/0/{COLUMN['bytes']}", [-1])),
+        (keys.layer("conv1"), _set(f"variants/channel/rows/0/{COLUMN['sha256']}", [])),
+        (keys.layer("conv1"), _set(f"variants/channel/rows/0/{COLUMN['offsets']}", [-5])),
+        (keys.layer("conv1"), _set("variants/channel/blocks", {"../../x": {"inputs": "", "sheets": {}}})),
+        (keys.layer("conv1"), _set("variants/channel/failed", "0:99999")),
+        (keys.layer("conv1"), _set("variants", {"../x": {"planned": ":"}})),
+        (keys.layer("conv1"), _set("layer", "../conv1")),
+        (keys.layer("conv1"), _set("schema", 2)),
+        (keys.PUBLISHED, _set("plans", ["../../etc/passwd"])),
+        (keys.PUBLISHED, _set("layers/0/key", "layers/../x")),
+        (keys.PUBLISHED, _set("layers/0/key", "conv1")),
+        (keys.PUBLISHED, _set("root_sha256", "<script>")),
+    ],
+)
+def test_hostile_records_get_a_sentence(
+    folder: Path, url: str, tmp_path: Path, key: str, change: Callable[[dict[str, Any]], None]
+) -> None:
+    good = (folder / key).read_bytes()
+    told = json.loads(good)
+    change(told)
+    try:
+        (folder / key).write_text(json.dumps(told))
+        try:
+            atlas = Atlas.open(url)
+            assert atlas.done() and atlas.failed() is not None and atlas.status() and atlas.rows()
+            atlas.fetch(tmp_path / "copy")
+        except AtlasError as error:
+            assert str(error) and "Traceback" not in str(error)
+    finally:
+        (folder / key).write_bytes(good)
+    assert not (tmp_path.parent / "x").exists()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from feature_atlas import keys
 from feature_atlas.manifest import Manifest
 from feature_atlas.spec import Name, Record, Sha256
 
 #: Raised when the derived files change: everything is then built anew.
 PUBLISHER = 1
 Count = Annotated[int, Field(ge=0)]
+Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
 
 
 class Row(NamedTuple):
@@ -72,12 +76,23 @@ class GroupFile(Record):
 
     planned: str
     failed: str = ""
-    blocks: Mapping[str, Block] = {}
+    blocks: Mapping[Number, Block] = {}
     #: The channels of the strip, in order, and the digest of what it was made from.
     strip: tuple[int, ...] = ()
     strip_inputs: str = ""
     columns: tuple[str, ...] = Row._fields
     rows: tuple[Row, ...] = ()
+
+    @field_validator("rows")
+    @classmethod
+    def _whole(cls, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+        for row in rows:
+            files = len(row.sha256)
+            if not files or len(row.bytes) != files or len(row.offsets) not in (0, files):
+                raise ValueError(f"channel {row.channel} does not tell of all its files")
+            if not 0 <= row.channel < 100_000 or min(*row.bytes, *row.offsets, 0) < 0:
+                raise ValueError(f"channel {row.channel} has a negative size or place")
+        return rows
 
 
 class LayerFile(Record):
@@ -95,7 +110,7 @@ class LayerFile(Record):
 class FileEntry(Record):
     """A published file and its transport digest."""
 
-    key: str
+    key: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._/-]*$", max_length=600)]
     sha256: Sha256
     bytes: Count
 
@@ -106,14 +121,19 @@ class PublishedFile(Record):
     schema_version: Literal[1] = Field(default=1, alias="schema")
     #: SHA-256 over the lines of ``sha256sum`` of every file under ``images/``, sorted by name: what to cite.
     root_sha256: Sha256
-    plan: str
-    plans: tuple[str, ...]
+    plan: Digest
+    plans: tuple[Digest, ...]
     counts: Mapping[str, Count]
     layers: tuple[FileEntry, ...]
     files: tuple[FileEntry, ...]
     #: Digest of what the contact sheet shows.
     contact_inputs: str = ""
     software: Mapping[str, str] = {}
+
+    def layer_names(self) -> list[str]:
+        """The published layers, in the network's order."""
+        match = [re.fullmatch(rf"{keys.LAYERS}([^/]+)/layer\.json", entry.key) for entry in self.layers]
+        return [found[1] for found in match if found]
 
 
 def short(value: float | None) -> float | None:

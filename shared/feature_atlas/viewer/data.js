@@ -85,6 +85,7 @@ class Unit {
   image(n = 0) {
     return this.atlas.url(`images/${this.variant}/${this.layer}/${pad5(this.channel)}${n ? `-${n}` : ""}.png`);
   }
+  get initial() { return this.atlas.url(`initial/${this.variant}/${this.layer}/${pad5(this.channel)}.png`); }
   get manifest() { return this.atlas.url(`manifests/${this.variant}/${this.layer}/${pad5(this.channel)}.json`); }
 }
 

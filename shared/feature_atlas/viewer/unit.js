@@ -63,15 +63,22 @@ class UnitPage {
       }, title: "click: sharp or smooth pixels" });
       showOn(this.image, unit, 128); // the sheet's cell stands in until the picture has come, or where there is none
     }
-    const many = detail ? detail.sha256.length : 1;
-    const further = many < 2 || !unit.image(1) ? "" : h("div", { class: "images", role: "group", "aria-label": "diverse images of this channel" },
-      Array.from({ length: many }, (_, n) => button(h("img", { src: unit.image(n), alt: `image ${n + 1} of ${many}`, width: 96, height: 96 }), () => {
-        this.image.src = unit.image(n);
-        this.image.style.backgroundImage = "none";
-        for (const [k, node] of [...this.picture.querySelectorAll(".images button")].entries()) node.setAttribute("aria-pressed", k === n);
-      }, { "aria-pressed": n === 0 })));
     const size = detail ? `${detail.width} × ${detail.height} pixels` : "";
-    this.picture.replaceChildren(this.image, further, h("p", { class: "note" }, size, unit.state === "dead" && detail ? ` · dead: ${detail.reason}` : ""), this.variants());
+    this.picture.replaceChildren(this.image, detail ? this.images(detail) : "", h("p", { class: "note" }, size, unit.state === "dead" && detail ? ` · dead: ${detail.reason}` : ""), this.variants());
+  }
+  /** All pictures of the job, and how it began where that was kept. */
+  images(detail) {
+    const many = detail.sha256.length;
+    const all = Array.from({ length: many }, (_, n) => [this.unit.image(n), `image ${n + 1} of ${many}`]);
+    if (this.app.atlas.about.variants[this.unit.variant].fields.keep_initial) all.push([this.unit.initial, "before the first step"]);
+    const shown = all.filter(([url]) => url);
+    if (shown.length < 2) return "";
+    const buttons = shown.map(([url, label], n) => button(h("img", { src: url, alt: label, title: label, width: 96, height: 96 }), () => {
+      this.image.src = url;
+      this.image.style.backgroundImage = "none";
+      for (const node of buttons) node.setAttribute("aria-pressed", node === buttons[n]);
+    }, { "aria-pressed": n === 0 }));
+    return h("div", { class: "images", role: "group", "aria-label": "diverse images of this channel" }, buttons);
   }
   variants() {
     const all = Object.values(this.groups).filter((group) => group.rows.has(this.unit.channel));
