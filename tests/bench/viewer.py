@@ -1,6 +1,6 @@
 """How fast the page is: a layer of 2,048 channels and a network of 26,560 in a real Chromium.
 
-    python -m tests.bench.viewer [--atlas DIR] [--latency 40] [--rounds 5] [--json]
+    python -m tests.bench.viewer [--atlas DIR [--publish]] [--latency 40] [--rounds 5] [--json]
 
 Every answer of the server waits ``--latency`` milliseconds, as if it lay across a continent.  Without ``--atlas`` a
 synthetic ResNet-50 atlas is made first (some minutes).
@@ -11,19 +11,24 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from feature_atlas.publish import publish
 from feature_atlas.serve import PageServer
 from feature_atlas.store import DirectoryStore
 from tests import synthetic
 from tests.browser import chromium
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 #: Resolves, with the time since navigation, once every sheet behind a cell on the screen is decoded and painted.
 FIRST_SCREEN = """async () => {
@@ -81,10 +86,21 @@ def slow_server(folder: Path, latency: float) -> Iterator[tuple[PageServer, list
         thread.join()
 
 
-def measure(folder: Path, layer: str, *, latency: float = 40.0, rounds: int = 5, screens: int = 20) -> dict[str, Any]:
+def measure(
+    folder: Path,
+    layer: str,
+    *,
+    latency: float = 40.0,
+    rounds: int = 5,
+    screens: int = 20,
+    browser: Browser | None = None,
+) -> dict[str, Any]:
     """Milliseconds, requests and long tasks; medians over cold profiles."""
+    if browser is None:
+        with chromium() as started:
+            return measure(folder, layer, latency=latency, rounds=rounds, screens=screens, browser=started)
     told: dict[str, Any] = {"layer": layer, "latency_ms": latency, "rounds": rounds}
-    with slow_server(folder, latency) as (server, asked), chromium() as browser:
+    with slow_server(folder, latency) as (server, asked):
 
         def visit(route: str, sheets: int = 0) -> tuple[float, float, int]:
             asked.clear()
@@ -125,21 +141,38 @@ def measure(folder: Path, layer: str, *, latency: float = 40.0, rounds: int = 5,
     return told
 
 
+PUBLISH = """
+import json, resource, sys, time
+from feature_atlas.publish import publish
+told = publish(sys.argv[1], fresh=True)
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({"publish_units": told.done, "publish_s": round(told.seconds, 1),
+                  "publish_cpu_s": round(used.ru_utime + used.ru_stime, 1), "publish_peak_MB": used.ru_maxrss // 1024}))
+"""
+
+
+def measure_publish(folder: Path) -> dict[str, Any]:
+    """Seconds and memory of publishing everything anew, in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", PUBLISH, str(folder)], check=True, capture_output=True, text=True)
+    return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--atlas", type=Path, help="a published atlas (a synthetic one)")
     parser.add_argument("--layer", default="layer4.0.conv3", help="of 2,048 channels")
     parser.add_argument("--latency", type=float, default=40.0, help="milliseconds added to each answer")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--publish", action="store_true", help="publish it all anew first, and time that")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.atlas or Path(scratch)
         if options.atlas is None:
             synthetic.write_atlas(DirectoryStore(folder), synthetic.RESNET50, size=64)
-            told = publish(folder, packs=False)
-            print(f"published {told.done:,} units in {told.seconds:.0f} s")
-        figures = measure(folder, options.layer, latency=options.latency, rounds=options.rounds)
+            publish(folder, packs=False)
+        figures = measure_publish(folder) if options.publish else {}
+        figures |= measure(folder, options.layer, latency=options.latency, rounds=options.rounds)
     if options.json:
         print(json.dumps(figures, indent=1))
     else:

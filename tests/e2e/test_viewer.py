@@ -16,11 +16,12 @@ from feature_atlas.atlas import Atlas
 from feature_atlas.plan import PlanFile
 from feature_atlas.presets import variant
 from feature_atlas.publish import publish
-from feature_atlas.publish.single import export
+from feature_atlas.publish.single import export, share
 from feature_atlas.serve import PageServer
 from feature_atlas.spec import ModelRef, Unit
-from feature_atlas.store import DirectoryStore
+from feature_atlas.store import DirectoryStore, open_store
 from tests import browser, synthetic
+from tests.servers import MotoServer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -542,3 +543,37 @@ def test_a_single_file_carries_everything(folder: Path, tmp_path: Path, visit: C
     assert {url.partition(":")[0] for url in asked} <= {"file", "data", "about"}
     assert {url for url in asked if url.startswith("file:")} == {file.as_uri(), *(u for u in asked if "#" in u)}
     assert visitor.complaints == []
+
+
+def test_a_shared_page_shows_a_private_bucket_through_signed_links(
+    moto: MotoServer, tmp_path: Path, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in moto.environ.items():
+        monkeypatch.setenv(name, value)
+    store = open_store(f"s3://{moto.new_bucket()}/an/atlas")
+    synthetic.write_atlas(store, LAYERS[:1], size=24)
+    publish(store)
+    (tmp_path / "share.html").write_bytes(share(Atlas.open(store), expires=600))
+    visitor = visit((tmp_path / "share.html").as_uri())
+    page = visitor.go("#/conv1")
+    page.wait_for_selector(".grid .cell")
+    assert painted(page, ".grid .cell")
+    page = visitor.go("#/conv1/3")
+    page.wait_for_function("() => document.querySelector('.master').naturalWidth === 24")
+    assert visitor.complaints == []
+
+
+def test_a_random_channel_is_a_living_one(visitor: Visitor) -> None:
+    page = visitor.go()
+    page.keyboard.press("r")
+    page.wait_for_selector(".unit-page .master")
+    assert page.evaluate("() => document.querySelector('.unit-page h1').textContent").count(":") == 1
+
+
+def test_the_benchmark_runs_and_its_figures_are_finite(folder: Path, chromium: Browser) -> None:
+    from tests.bench.viewer import measure
+
+    figures = measure(folder, WIDE, latency=0, rounds=1, screens=1, browser=chromium)
+    numbers = [value for name, value in figures.items() if name.endswith("_ms") or name.endswith("_images")]
+    assert len(numbers) > 12 and all(0 <= value < 60_000 for value in numbers)
+    assert figures["layer_images"] == 2  # 300 channels are two sheets
