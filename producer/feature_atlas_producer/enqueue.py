@@ -48,5 +48,3 @@ def enqueue(
         raise explain(error, broker) from error
     finally:
         client.close()
-
-

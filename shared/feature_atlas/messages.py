@@ -105,6 +105,14 @@ def dead_key(atlas: str) -> str:
     return f"{_PREFIX}dead:{atlas}"
 
 
+def hand_key(worker: str) -> str:
+    """What a worker is rendering (JSON: group, channels), for as long as it gives signs of life.
+
+    Says the same as kombu's hash of what is in hand, and still says it after the broker has forgotten everything.
+    """
+    return f"{_PREFIX}hand:{worker}"
+
+
 def lock_key(atlas: str) -> str:
     """Held by whoever reconciles the atlas."""
     return f"{_PREFIX}lock:{atlas}"

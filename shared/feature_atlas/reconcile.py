@@ -6,6 +6,7 @@ is seen at least once; one that moves back meanwhile may be sent twice, and whoe
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,8 +20,10 @@ from feature_atlas.messages import (
     ATLASES,
     QUEUE,
     UNACKED,
+    WORKERS,
     attempts_key,
     dead_key,
+    hand_key,
     lock_key,
     peek,
     rest_key,
@@ -144,7 +147,21 @@ def where(client: redis.Redis, atlas: str, held: Held | None = None) -> tuple[Ch
     queued, in_hand = Channels(), Channels()
     _sort(_queue(client, held), atlas, queued)
     _sort((unwrap(value) for _, value in client.hscan_iter(UNACKED, count=1000)), atlas, in_hand)
+    _sort_hands(client, atlas, in_hand)
     return queued, in_hand
+
+
+def _sort_hands(client: redis.Redis, atlas: str, into: Channels) -> None:
+    """What the workers themselves say, where the broker has forgotten it."""
+    names = [name.decode() for name in cast("list[bytes]", client.hkeys(WORKERS))]
+    for text in cast("list[bytes | None]", client.mget(map(hand_key, names)) if names else []):
+        try:
+            group, channels = json.loads(text or b"")
+            url, variant, layer = group.rsplit("|", 2)
+            if url == atlas:
+                into.setdefault((variant, layer), set()).update(map(int, channels))
+        except (ValueError, TypeError, AttributeError):
+            continue
 
 
 def _queue(client: redis.Redis, held: Held | None) -> Iterator[bytes]:
@@ -223,11 +240,6 @@ def _push(client: redis.Redis, chunk: list[str]) -> None:
         ) from error
 
 
-def forget(client: redis.Redis, atlas: str, units: Iterable[Unit]) -> None:
-    """Lets units that were given up be tried again; their records under ``errors/`` are for the caller to remove."""
-    from feature_atlas.messages import field
-
-    fields = [field(unit) for unit in units]
-    if fields:
-        client.hdel(dead_key(atlas), *fields)
-        client.hdel(attempts_key(atlas), *fields)
+def forget(client: redis.Redis, atlas: str) -> None:
+    """Lets what was given up be tried again; the records under ``errors/`` are for the caller to remove."""
+    client.delete(dead_key(atlas), attempts_key(atlas))

@@ -114,7 +114,7 @@ def test_what_was_given_up_is_sent_again_once_it_is_forgotten(setting: Setting) 
     unit = Unit("channel", "conv1", 3)
     setting.client.hset(dead_key(setting.atlas.url), field(unit), GivenUp(error="no").model_dump_json())
     setting.reconcile()
-    forget(setting.client, setting.atlas.url, [unit])
+    forget(setting.client, setting.atlas.url)
     assert setting.reconcile().sent == 1
 
 

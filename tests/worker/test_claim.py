@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu import Connection
 
-from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, Message, attempts_key, dead_key, field, parse
+from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, WORKERS, Message, attempts_key, dead_key, field, parse
 from feature_atlas.monitor import GivenUp
 from feature_atlas.queue import Template, make_app
+from feature_atlas.reconcile import where
 from feature_atlas_worker.claim import Hand
 from tests.servers import RedisServer
 
@@ -166,9 +167,21 @@ def test_renewal_keeps_what_is_ours_and_revives_nothing(client: redis.Redis, han
     messages = hand.claim(GROUP, 9, 9)
     client.zadd(UNACKED_INDEX, dict.fromkeys([m.tag for m in messages], 1.0))
     client.zrem(UNACKED_INDEX, messages[0].tag)
-    hand.renew()
+    hand.renew("w0", 60)
     assert client.zscore(UNACKED_INDEX, messages[0].tag) is None
     assert float(client.zscore(UNACKED_INDEX, messages[1].tag)) > 1e9
+
+
+def test_what_is_in_hand_is_known_even_to_a_broker_that_forgot_it(client: redis.Redis, hand: Hand) -> None:
+    send(client, "conv", range(3))
+    hand.claim(GROUP, 9, 9)
+    client.flushall()
+    client.hset(WORKERS, "w0", "{}")
+    hand.renew("w0", 60)
+    assert where(client, ATLAS) == ({}, {("channel", "conv"): {0, 1, 2}})
+    hand.finish(hand.messages())
+    hand.renew("w0", 60)
+    assert where(client, ATLAS) == ({}, {})
 
 
 def test_what_is_given_up_is_on_record_and_gone(client: redis.Redis, hand: Hand) -> None:

@@ -96,6 +96,11 @@ class Atlases:
             known = self._done = group, time.monotonic(), {unit.channel for unit in listed}
         return known[2]
 
+    def finished(self, url: str, unit: Unit) -> None:
+        """Adds to what is known to be done."""
+        if self._done is not None and self._done[0] == (url, unit.variant, unit.layer):
+            self._done[2].add(unit.channel)
+
     def _check(self, url: str, *, named: bool) -> None:
         store = open_store(url)
         spelled = os.path.normpath(store.url) if isinstance(store, DirectoryStore) else store.url

@@ -6,6 +6,7 @@ that whatever becomes of this process, kombu delivers them again once their leas
 
 from __future__ import annotations
 
+import json
 import logging
 import secrets
 import threading
@@ -25,6 +26,7 @@ from feature_atlas.messages import (
     attempts_key,
     dead_key,
     field,
+    hand_key,
     parse,
     renewed,
 )
@@ -135,12 +137,20 @@ class Hand:
             self.take(message)
         return found
 
-    def renew(self) -> None:
-        """Renews the lease of everything in hand, unless another has it already.  Raises RedisError."""
-        with self._lock:
-            tags = list(self._held)
-        if tags:
-            self.client.zadd(UNACKED_INDEX, dict.fromkeys(tags, time.time()), xx=True)
+    def renew(self, worker: str, seconds: float) -> None:
+        """Renews the lease of everything in hand, unless another has it already, and says what it is.
+
+        Raises RedisError.
+        """
+        held = self.messages()
+        with self.client.pipeline() as pipe:
+            if held:
+                pipe.zadd(UNACKED_INDEX, dict.fromkeys([message.tag for message in held], time.time()), xx=True)
+                said = [held[0].order.group, [message.order.channel for message in held]]
+                pipe.set(hand_key(worker), json.dumps(said), ex=max(1, round(seconds)))
+            else:
+                pipe.delete(hand_key(worker))
+            pipe.execute()
 
     def attempts(self, messages: Sequence[Message]) -> list[int]:
         """How often each job was begun without an end.  Raises RedisError."""

@@ -38,7 +38,7 @@ class Lease:
         self.atlases = Atlases(child.client, child.settings.allowed_stores)
         #: How many workers were heard of lately.
         self.workers = 1
-        self.interval = min(child.settings.visibility_timeout / 4, 10.0)
+        self.interval = min(child.settings.visibility_timeout / 4, 5.0)
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._search: threading.Thread | None = None
@@ -74,7 +74,7 @@ class Lease:
         child = self.child
         if child.pulse.busy and child.quiet_for > child.settings.stall:
             self._break_off()
-        child.hand.renew()
+        child.hand.renew(child.beat.worker, child.settings.visibility_timeout)
         child.hand.tell()
         child.client.hset(WORKERS, child.beat.worker, child.beat_now().model_dump_json())
         flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))

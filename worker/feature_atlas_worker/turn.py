@@ -167,6 +167,7 @@ class Turn:
         message = self._messages[outcome.job.unit]
         if outcome.status in ("ok", "dead"):
             self.hand.finish([message])
+            self.child.atlases.finished(self.order.atlas, outcome.job.unit)
             self.child.count(done=1)
         elif outcome.status != "unfinished":
             tried = self._attempts[outcome.job.unit] + 1

@@ -8,6 +8,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from feature_atlas.atlas import Atlas
+from feature_atlas.cli import codes
 from feature_atlas.cli.progress import duration
 from feature_atlas.plan import Plan
 from feature_atlas.store import open_store
@@ -26,7 +27,7 @@ def dry_run(args: argparse.Namespace, wanted: list[Request], settings: Settings)
     found = [_one(args, request, settings) for request in wanted] or [_present(args.url)]
     if args.json:
         print(json.dumps({"atlases": found}, indent=1))
-        return 0
+        return codes.DONE
     for row in found:
         print(f"{row['url']}: {row['jobs']} jobs ({row['done']} of {row['planned']} are done)")
         size = row["bytes"] / 1e9
@@ -41,7 +42,7 @@ def dry_run(args: argparse.Namespace, wanted: list[Request], settings: Settings)
         )
         if args.price is not None:
             print(f"  {hours * args.price:.2f} ± {error * args.price:.2f} at {args.price:g} an hour")
-    return 0
+    return codes.DONE
     for row in found:
         print(f"{row['url']}: {row['jobs']} jobs ({row['done']} of {row['planned']} are done)")
         size = row["bytes"] / 1e9
@@ -56,7 +57,7 @@ def dry_run(args: argparse.Namespace, wanted: list[Request], settings: Settings)
         )
         if args.price is not None:
             print(f"  {hours * args.price:.2f} ± {error * args.price:.2f} at {args.price:g} an hour")
-    return 0
+    return codes.DONE
 
 
 def _one(args: argparse.Namespace, request: Request, settings: Settings) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_atlas.cli import selection
+from feature_atlas.cli import codes, selection
 from feature_atlas.cli.progress import Progress
 from feature_atlas.errors import RequestError
 
@@ -109,7 +109,7 @@ def run_enqueue(args: argparse.Namespace) -> int:
             _tell(atlas, result._asdict())
     if args.json:
         print(json.dumps({"atlases": summaries}, indent=1))
-    return 0
+    return codes.DONE
 
 
 def _told(progress: Progress) -> Callable[[int], None]:
@@ -189,7 +189,7 @@ def run_steer(args: argparse.Namespace) -> int:
         raise explain(error, settings.broker) from error
     finally:
         client.close()
-    return 0
+    return codes.DONE
 
 
 def _settings(args: argparse.Namespace, *, broker: bool = True) -> Settings:

@@ -1,4 +1,4 @@
-"""Commands that look at an atlas and need neither torch nor a broker: status, verify, retry."""
+"""Commands that look at an atlas; they need neither torch nor a broker, but ask one that is named."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from feature_atlas.cli import codes
+from feature_atlas.cli import codes, queued
 from feature_atlas.cli.progress import Progress, duration, table
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     status.add_argument("url", metavar="URL")
     status.add_argument("--watch", action="store_true", help="look again every few seconds until all is done")
     status.add_argument("--every", metavar="S", type=float, default=5.0, help="seconds between two looks (5)")
+    status.add_argument("--broker", metavar="URL", help="also show the queue and its workers (FEATURE_ATLAS_BROKER)")
     status.add_argument("--json", action="store_true", help="print JSON, one line per look")
     status.set_defaults(run=run_status)
 
@@ -36,6 +37,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     retry = commands.add_parser("retry", help="forget failures, so that the next render tries again")
     retry.add_argument("url", metavar="URL")
     retry.add_argument("--dead", action="store_true", help="also remove dead units, to try them with other settings")
+    retry.add_argument("--broker", metavar="URL", help="also send them to the queue again (FEATURE_ATLAS_BROKER)")
     retry.set_defaults(run=run_retry)
 
 
@@ -46,13 +48,14 @@ def run_status(args: argparse.Namespace) -> int:
     atlas = Atlas.open(args.url)
     while True:
         found = _status(atlas)
+        found["queue"] = queued.look(args, atlas)
         if args.json:
             print(json.dumps(found), flush=True)
         else:
             if args.watch and sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")
             _print_status(found)
-        if not args.watch or not found["missing"]:
+        if not args.watch or not (found["missing"] or queued.on_the_way(found["queue"])):
             return codes.PARTIAL if found["missing"] or found["failed"] else codes.DONE
         time.sleep(max(args.every, 0.1))
         atlas.reload()
@@ -93,6 +96,8 @@ def _print_status(found: dict[str, Any]) -> None:
     )
     if found["seconds_left"] is not None:
         print(f"{found['rate']:.2g} channels/s, {duration(found['seconds_left'])} left")
+    if found["queue"] is not None:
+        queued.show(found["queue"], found["missing"])
     if found["failed"]:
         print(f"to try failed ones again: feature-atlas retry {found['url']}, then render again")
 
@@ -140,5 +145,7 @@ def run_retry(args: argparse.Namespace) -> int:
         for key in (keys.image(unit), keys.dead(unit), keys.manifest(unit)):
             atlas.store.delete(key)
     also = f" and {len(dead)} dead ones" if args.dead else ""
-    print(f"{len(failed)} failed units{also} are missing again; to render them: feature-atlas render {atlas.url}")
+    sent = queued.send_again(args, atlas)
+    how = f"to render them: feature-atlas render {atlas.url}" if sent is None else f"{sent} jobs sent to the queue"
+    print(f"{len(failed)} failed units{also} are missing again; {how}")
     return codes.DONE

@@ -8,6 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from feature_atlas import monitor
+from feature_atlas.cli import codes
 from feature_atlas.cli.farm import worker_environ
 from feature_atlas.cli.progress import Progress, duration
 from feature_atlas.embedded import EmbeddedBroker
@@ -116,8 +117,8 @@ class Up:
             for row in rows:
                 _tell(row, seconds)
         if interrupted:
-            return 130
-        return 3 if any(row["missing"] or row["failed"] for row in rows) else 0
+            return codes.INTERRUPTED
+        return codes.PARTIAL if any(row["missing"] or row["failed"] for row in rows) else codes.DONE
 
     def _row(self, atlas: Atlas, *, publish: bool) -> dict[str, Any]:
         page = ""

@@ -1,0 +1,240 @@
+"""The commands of the queue: enqueue, worker, up, status, retry, cancel, pause and resume, with real renders."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from feature_atlas import keys, manifest
+from feature_atlas.atlas import Atlas
+from feature_atlas.cli import main
+from feature_atlas.manifest import Failure
+from feature_atlas.messages import QUEUE, dead_key, field
+from feature_atlas.monitor import GivenUp
+from feature_atlas.spec import Unit
+from tests.conftest import ROOT
+from tests.e2e.farm import is_over
+from tests.servers import RedisServer, free_port, wait_until
+
+MODEL = ["--model", "python:tests.networks:toy", "--allow-model", "tests.networks"]
+TINY = ["--set", "size=16", "--set", "steps=2"]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs one command in this process."""
+
+    def run(*argv: str) -> Ended:
+        capsys.readouterr()
+        code = main(argv)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return Ended(code, out, err)
+
+    return run
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts a command in a process of its own; what it says goes to ``said``."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def run(*argv: str) -> subprocess.Popen[bytes]:
+        with (tmp_path / "said").open("ab") as said:
+            environ = {**os.environ, "OMP_NUM_THREADS": "1"}
+            command = [sys.executable, "-m", "feature_atlas", *argv]
+            started.append(subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, env=environ))
+        return started[-1]
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(40)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def descendants(pid: int) -> set[int]:
+    """All processes below one."""
+    found: set[int] = set()
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, task.read_text().split()):
+            found |= {child} | descendants(child)
+    return found
+
+
+def done(url: Path) -> int:
+    return len(list((url / "images").rglob("*.png"))) if (url / "images").exists() else 0
+
+
+def test_a_farm_in_four_commands(command: Command, start: Any, valkey: RedisServer, tmp_path: Path) -> None:
+    url, broker = str(tmp_path / "atlas"), ["--broker", valkey.url]
+    sent = command("enqueue", url, *MODEL, *TINY, *broker)
+    assert (sent.code, sent.out.splitlines()[0]) == (0, "30 of 30 jobs sent")
+    worker = start("worker", "--store", url, "--device", "cpu", *MODEL[2:], *broker)
+    wait_until(lambda: done(tmp_path / "atlas") == 30, "30 pictures", 90)
+
+    def drawn() -> int:
+        queue = json.loads(command("status", url, *broker, "--json").out)["queue"]
+        return sum(beat["done"] for beat in queue["workers"] if beat["alive"])
+
+    wait_until(lambda: drawn() == 30, "the worker's word of it")
+    status = command("status", url, *broker)
+    assert status.code == 0 and "0 queued, 0 in hand" in status.out
+    assert command("verify", url).code == 0
+    assert command("enqueue", url, *broker).out.startswith("0 of 30 jobs sent; 30 are done")
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(60) == 0
+
+
+def test_up_needs_no_service_and_goes_on_after_a_kill(command: Command, start: Any, tmp_path: Path) -> None:
+    url = tmp_path / "atlas"
+    slow = ["--set", "size=32", "--set", "steps=40", "--batch", "2", "--device", "cpu"]
+    # Given an `up` that is killed in the middle
+    first = start("up", str(url), *MODEL, *slow, "--workers", "1")
+    wait_until(lambda: done(url) >= 2, "first pictures", 90)
+    family = descendants(first.pid)
+    assert len(family) >= 3  # broker, worker, and its child
+    first.kill()
+    first.wait()
+    # Then nothing of it stays behind
+    wait_until(lambda: all(is_over(pid) for pid in family), "the end of everything that it had started", 60)
+    before = {path: path.read_bytes() for path in (url / "images").rglob("*.png")}
+    assert 0 < len(before) < 30
+    # And the same command again completes the atlas, keeps what there was, and publishes
+    again = start("up", str(url), "--workers", "1", "--allow-model", "tests.networks", "--device", "cpu", "--json")
+    assert again.wait(180) == 0, (tmp_path / "said").read_text()
+    assert done(url) == 30 and all(path.read_bytes() == data for path, data in before.items())
+    assert (url / "index.html").exists()
+    assert command("verify", str(url)).code == 0
+
+
+def test_ctrl_c_ends_up_in_order(start: Any, tmp_path: Path) -> None:
+    url = tmp_path / "atlas"
+    slow = ["--set", "size=32", "--set", "steps=40", "--batch", "2", "--device", "cpu"]
+    process = start("up", str(url), *MODEL, *slow, "--workers", "1")
+    wait_until(lambda: done(url) >= 2, "first pictures", 90)
+    family = descendants(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    assert all(is_over(pid) for pid in family)
+    assert "to go on: feature-atlas up" in (tmp_path / "said").read_text()
+
+
+# -- without workers
+
+
+@pytest.fixture
+def enqueued(command: Command, valkey: RedisServer, tmp_path: Path) -> tuple[str, list[str]]:
+    """An atlas of 30 jobs in the queue; nobody works on it."""
+    url, broker = str(tmp_path / "atlas"), ["--broker", valkey.url]
+    assert command("enqueue", url, *MODEL, *TINY, *broker, "--json").code == 0
+    return url, broker
+
+
+def test_status_shows_the_queue_and_that_nobody_works(command: Command, enqueued: tuple[str, list[str]]) -> None:
+    url, broker = enqueued
+    status = command("status", url, *broker)
+    assert status.code == 3 and "30 queued, 0 in hand" in status.out
+    assert json.loads(command("status", url, "--json").out)["queue"] is None
+
+
+def test_status_says_what_the_queue_lost(
+    command: Command, enqueued: tuple[str, list[str]], valkey: RedisServer
+) -> None:
+    url, broker = enqueued
+    with valkey.client() as client:
+        client.ltrim(QUEUE, 0, 19)
+    assert "10 are neither" in command("status", url, *broker).out
+    assert command("enqueue", url, *broker).out.startswith("10 of 30 jobs sent; 20 were queued")
+
+
+def test_retry_sends_what_was_given_up(command: Command, enqueued: tuple[str, list[str]], valkey: RedisServer) -> None:
+    url, broker = enqueued
+    atlas, unit = Atlas.open(url), Unit("channel", "conv1", 2)
+    failure = Failure(unit=unit, job_id="0" * 16, error="it does not want to", attempts=4)
+    atlas.store.put(keys.error(unit), manifest.dump(failure))
+    with valkey.client() as client:
+        client.delete(QUEUE)
+        client.hset(dead_key(url), field(unit), GivenUp(error=failure.error, attempts=4).model_dump_json())
+    assert command("enqueue", url, *broker).out.startswith("29 of 30 jobs sent; 1 failed")
+    assert "it does not want to" in command("status", url, *broker, "--json").out
+    assert "1 failed units are missing again; 1 jobs sent to the queue" in command("retry", url, *broker).out
+
+
+def test_steering(command: Command, enqueued: tuple[str, list[str]]) -> None:
+    url, broker = enqueued
+    assert "paused" in command("pause", url, *broker).out
+    assert "30 queued, 0 in hand (paused)" in command("status", url, *broker).out
+    assert command("resume", url, *broker).code == 0
+    assert command("cancel", url, *broker).out.startswith("30 jobs taken out")
+    assert command("enqueue", url, *broker).out.startswith("30 of 30 jobs sent")
+
+
+@pytest.mark.parametrize("name", ["cancel", "pause", "resume"])
+def test_an_atlas_that_is_not_there_cannot_be_steered(
+    name: str, command: Command, enqueued: tuple[str, list[str]]
+) -> None:
+    ended = command(name, enqueued[0] + "x", *enqueued[1])
+    assert ended.code == 2 and ("did you mean" in ended.err or "not paused" in ended.err)
+
+
+BAD = {
+    "no broker": (["enqueue", "{atlas}", *MODEL], 2, "FEATURE_ATLAS_BROKER"),
+    "not a broker": (["enqueue", "{atlas}", *MODEL, "--broker", "http://localhost"], 2, "not the URL of a broker"),
+    "nobody there": (["enqueue", "{atlas}", *MODEL, "--broker", "redis://127.0.0.1:{port}/0"], 5, "no broker at"),
+    "no selection": (["enqueue", "{atlas}", "--set", "steps=2", "--broker", "{broker}"], 2, "which network"),
+    "no atlas": (["enqueue", "{atlas}", "--broker", "{broker}"], 2, "there is no atlas"),
+    "no place": (["worker", "--broker", "{broker}"], 2, "where may this worker write"),
+    "no gpu": (["worker", "--broker", "{broker}", "--store", "/tmp", "--gpus", "7,9"], 5, "GPUs"),
+    "not gpus": (["worker", "--broker", "{broker}", "--store", "/tmp", "--gpus", "x"], 2, "say all"),
+    "worker alone": (["worker", "--broker", "redis://127.0.0.1:{port}/0", "--store", "/tmp"], 5, "no broker at"),
+    "no workers": (["up", "{atlas}", *MODEL, "--workers", "0"], 2, "at least 1"),
+    "nothing up": (["up", "{atlas}"], 2, "there is no atlas"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_gives_one_sentence_and_writes_nothing(
+    case: str, command: Command, valkey: RedisServer, tmp_path: Path
+) -> None:
+    argv, code, text = BAD[case]
+    places = {"atlas": tmp_path / "atlas", "broker": valkey.url, "port": free_port()}
+    ended = command(*(word.format(**places) for word in argv))
+    assert (ended.code, ended.err.count("\n")) == (code, 1) and text in ended.err
+    assert not (tmp_path / "atlas").exists()
+    with valkey.client() as client:
+        assert client.dbsize() == 0
+
+
+def test_a_dry_run_says_how_much_it_would_be_and_does_nothing(command: Command, tmp_path: Path) -> None:
+    atlas = tmp_path / "atlas"
+    ended = command("enqueue", str(atlas), *MODEL, *TINY, "--dry-run", "--price", "3600", "--device", "cpu", "--json")
+    (row,) = json.loads(ended.out)["atlases"]
+    assert (row["jobs"], row["planned"]) == (30, 30) and row["sampled"] >= 8
+    assert row["cost"] == pytest.approx(row["seconds"]) and 0 < row["seconds_error"] <= row["seconds"]
+    assert 0 < row["bytes"] < 30 * 20_000
+    assert not atlas.exists()
+    text = command("enqueue", str(atlas), *MODEL, *TINY, "--dry-run", "--no-pilot").out
+    assert re.search(r"30 jobs \(0 of 30 are done\)\n  about .* GB", text)
