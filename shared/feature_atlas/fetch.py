@@ -7,6 +7,7 @@ with a plan of what was asked for, its own page and a ``metadata.jsonl`` of exac
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -158,12 +159,12 @@ def _right(data: bytes, file: Wanted) -> bool:
     if file.sha256:
         return hashlib.sha256(data).hexdigest() == file.sha256
     try:
-        pixels, record = manifest.decode_png(data, file.key)
+        _, record = manifest.decode_png(data, file.key)
     except IntegrityError:
         return False
     if record is None:  # a further image of a job: its record is in the first one
         return keys.image(file.unit) != file.key
-    return record.unit == file.unit and record.pixels_sha256[0] == manifest.pixels_sha256(pixels)
+    return record.unit == file.unit
 
 
 def _reads(files: list[Wanted]) -> Iterator[Read]:
@@ -256,9 +257,25 @@ def _read(source: Store, target: DirectoryStore, read: Read) -> list[str]:
             if file.dead:
                 target.put(keys.dead(file.unit), b"")
             target.put(file.key, piece, content_type="image/png")
+            if file.key == keys.image(file.unit) and (record := _record(piece, file)):
+                target.put(keys.manifest(file.unit), record)
         else:
             problems.append(f"{file.key} is not what the atlas's record says: verify and publish the atlas again")
     return problems
+
+
+def _record(png: bytes, file: Wanted) -> bytes | None:
+    """The side-car of a picture from the record inside it, without decoding the pixels (their hash was compared)."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:  # reads up to the first pixel
+            text = str(image.info[manifest.CHUNK])
+        record = manifest.load(manifest.Manifest, text.encode(), f"the record in {file.key}")
+    except (KeyError, ValueError, OSError, SyntaxError, IntegrityError) as error:
+        log.warning("%s carries no readable record: %s", file.key, error)
+        return None
+    return manifest.dump(manifest.SideCar(manifest=record, sha256=hashlib.sha256(png).hexdigest(), bytes=len(png)))
 
 
 def _alone(source: Store, file: Wanted) -> bytes:

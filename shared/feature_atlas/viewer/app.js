@@ -41,7 +41,8 @@ class App {
   variantOf(options) { return options.v && this.atlas.variants.includes(options.v) ? options.v : this.atlas.about.first; }
   // -- pages
   async start() {
-    await this.atlas.open();
+    const [, stamp] = await Promise.all([this.atlas.open(), this.atlas.look()]);
+    this.atlas.stamp = stamp;
     this.theme(store.get("theme"));
     this.pins = new Set(store.get(this.pinsKey()) || []);
     this.frame();

@@ -89,6 +89,8 @@ class Unit {
   get manifest() { return this.atlas.url(`manifests/${this.variant}/${this.layer}/${pad5(this.channel)}.json`); }
 }
 
+const POLL = 10000; // milliseconds between two looks
+
 class Atlas {
   constructor(base) {
     this.base = base;
@@ -154,24 +156,32 @@ class Atlas {
       return raw.filter((one) => this.byName.has(one.layer)).map((one) => this.groups(this.byName.get(one.layer), one));
     });
   }
-  /** While a run goes on: calls back whenever there is news. */
-  async follow(onNews) {
-    if (embedded) return;
+  /** Whether a run goes on, and which state of the atlas is the newest. */
+  async look() {
+    if (embedded) return "";
     try {
       const status = await this.script("run/status.js", "status", Date.now());
       this.live = status.live;
-      if (this.stamp && status.v !== this.stamp) {
-        this.stamp = status.v;
+      return status.v;
+    } catch { // a page without a status, or a moment without a network: the next look may find one
+      return "";
+    }
+  }
+  /** While a run goes on: calls back whenever there is news. */
+  follow(onNews) {
+    if (!this.live) return;
+    setTimeout(async () => {
+      const newest = await this.look();
+      if (newest && newest !== this.stamp) {
+        this.stamp = newest;
         this.cache.clear();
         await this.open();
         onNews();
       }
-      this.stamp = status.v;
-    } catch { /* a page without a status, or a moment without a network: the next look may find one */ }
-    if (this.live) setTimeout(() => this.follow(onNews), Atlas.POLL);
+      this.follow(onNews);
+    }, POLL);
   }
 }
-Atlas.POLL = 10000;
 
 /** The second atlas of a comparison.  Only a place beside this one: an address must not bring in foreign scripts. */
 const others = new Map();
