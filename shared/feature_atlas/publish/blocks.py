@@ -74,8 +74,8 @@ def read_unit(store: Store, unit: Unit, images: int) -> Loaded | None:
     if manifest is None or manifest.unit != unit:
         log.warning("%s is left out: its picture and its record do not belong together", unit)
         return None
-    cells = {size: square(pixels, size) for size in (*SIZES, STRIP)}
-    likeness = describe(cells[64] if SIDE == 64 else square(pixels, SIDE))
+    cells = {size: square(pixels, size) for size in SIZES}
+    likeness = describe(cells[SIDE])
     hashes = tuple(hashlib.sha256(data).hexdigest() for data in files)
     return Loaded(row_of(manifest, hashes, tuple(len(data) for data in files), likeness), cells, files)
 

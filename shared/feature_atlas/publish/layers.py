@@ -12,7 +12,7 @@ import numpy as np
 
 from feature_atlas import channels, keys
 from feature_atlas.errors import IntegrityError, ObjectNotFound
-from feature_atlas.manifest import load
+from feature_atlas.manifest import decode_png, load
 from feature_atlas.plan import LayerEntry
 from feature_atlas.publish import blocks
 from feature_atlas.publish.records import PUBLISHER, Block, GroupFile, LayerFile, Row
@@ -146,10 +146,11 @@ class LayerBuilder:
         return chosen, inputs
 
     def _cell(self, group: Group, channel: int) -> NDArray[np.uint8]:
-        loaded = blocks.read_unit(self.store, Unit(group.variant, group.layer, channel), 1)
-        if loaded is None:
+        key = keys.image(Unit(group.variant, group.layer, channel))
+        try:
+            return blocks.square(decode_png(self.store.get(key), key)[0], blocks.STRIP)
+        except (ObjectNotFound, IntegrityError):  # since its block was read
             return np.full((blocks.STRIP, blocks.STRIP, 3), blocks.GREY, np.uint8)
-        return loaded.cells[blocks.STRIP]
 
 
 def counts(groups: Mapping[tuple[str, str], Group]) -> dict[str, int]:

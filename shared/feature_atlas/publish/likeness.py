@@ -18,7 +18,7 @@ import numpy as np
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Side in pixels of the thumbnail that is described.
+#: Side in pixels of the thumbnail that is described: the middle one of the sheets' cells.
 SIDE = 64
 LENGTH = 24
 _BANDS = (2.0, 5.0, 11.0, 24.0)  # cycles per picture
