@@ -79,6 +79,24 @@ def test_an_idle_worker_sends_again_what_the_queue_lost(child: Child, tmp_path: 
     assert not child.client.exists(rest_key(atlas.url))
 
 
+def test_an_atlas_is_remembered_by_the_next_child_when_the_broker_forgot_it(child: Child, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    enqueue(atlas, child.settings.broker)
+    child.lease.tick()
+    child.client.flushall()
+    successor = Child(child.settings, child.template, child.pulse, "w0@here")
+    successor.lease.stop()
+    successor.lease.search()
+    assert child.client.llen(QUEUE) == 3
+    successor.close()
+
+
+def test_an_atlas_that_is_gone_is_forgotten(child: Child, tmp_path: Path) -> None:
+    child.served.add(str(tmp_path / "gone"))
+    child.lease.search()
+    assert not child.served
+
+
 def test_nobody_looks_through_the_same_atlas_right_after_another(child: Child, tmp_path: Path) -> None:
     atlas = grow(tmp_path / "atlas", {"conv": 3})
     child.served.add(atlas.url)

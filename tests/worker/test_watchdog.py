@@ -79,11 +79,15 @@ pid = os.fork()
 if pid == 0:
     pulse.busy = True
     pulse.device_failures += 1
+    pulse.note = "s3://bucket/föö"
     while not pulse.draining: pass
     os._exit(7)
 while not pulse.busy: pass
 pulse.drain()
 assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+assert pulse.note == "s3://bucket/föö"
+pulse.note = "x" * 5000  # too long: the old one stays
+assert pulse.note == "s3://bucket/föö"
 assert pulse.device_failures == 1 and pulse.draining and 0 < pulse.silence < 60
 """
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

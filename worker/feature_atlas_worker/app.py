@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import time
+import warnings
 from typing import Any
 
 from celery import Task, signals
 from celery.apps.worker import Worker as CeleryWorker
-from celery.exceptions import Reject
+from celery.exceptions import CPendingDeprecationWarning, Reject
 
 from feature_atlas.broker import open_client
 from feature_atlas.messages import TASK, order_of
@@ -107,6 +108,8 @@ def _watch(sender: Any, **_: Any) -> None:
 
 def main(name: str = "") -> None:
     """Runs one worker with the right options until it is told to end."""
+    # Said at every reconnection: tasks in hand go on.  That is what we want.
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
     name = name or f"w{os.getpid()}"
     options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     app.worker_main(["worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])

@@ -39,8 +39,8 @@ class Child:
         self.beat = Beat(
             worker=worker, host=socket.gethostname(), pid=os.getpid(), device=settings.device, started=time.time()
         )
-        #: Atlases that this process had jobs of.
-        self.served: set[str] = set()
+        #: Atlases that this worker knows of, whatever the broker forgets.
+        self.served = set(filter(None, pulse.note.split("\n")))
         #: Groups refused since something was rendered, and how often all that waited was refused.
         self.refused: set[str] = set()
         self.refusals = 0

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, cast
 from redis import RedisError
 
 from feature_atlas import monitor
-from feature_atlas.errors import AtlasError, BrokerError
+from feature_atlas.errors import AtlasError, BrokerError, RequestError
 from feature_atlas.messages import ATLASES, FLAGS, QUEUE, WORKERS, Flag, rest_key
 from feature_atlas.queue import Template
 from feature_atlas.reconcile import reconcile
@@ -79,6 +79,10 @@ class Lease:
         child.client.hset(WORKERS, child.beat.worker, child.beat_now().model_dump_json())
         flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))
         self.flags = {url.decode(): cast("Flag", value.decode()) for url, value in flags.items()}
+        known = {name.decode() for name in cast("list[bytes]", child.client.hkeys(ATLASES))}
+        child.served |= known
+        child.served -= {url for url, flag in self.flags.items() if flag == "cancelled"}
+        child.pulse.note = "\n".join(sorted(child.served))
         self.workers = max(1, sum(beat.alive for beat in monitor.workers(child.client)))
         self._search_if_idle()
 
@@ -103,12 +107,10 @@ class Lease:
         self._search.start()
 
     def search(self) -> None:
-        """Reconciles the atlases that this worker, or any other, has served."""
-        client = self.child.client
+        """Reconciles the atlases that this worker has heard of."""
+        client, rest = self.child.client, max(1, round(self.child.settings.rest))
         try:
-            known = {name.decode() for name in cast("list[bytes]", client.hkeys(ATLASES))}
-            for url in sorted(known | self.child.served):
-                rest = max(1, round(self.child.settings.rest))
+            for url in sorted(self.child.served):
                 if url not in self.flags and client.set(rest_key(url), "1", ex=rest, nx=True):
                     self._reconcile(url)
         except RedisError as error:
@@ -120,6 +122,11 @@ class Lease:
         except (Refusal, BrokerError) as error:
             log.debug("%s is for others to look through: %s", url, error)
             return
+        except RequestError as error:
+            log.warning("%s is forgotten: %s", url, error)
+            self.child.client.hdel(ATLASES, url)
+            self.child.served.discard(url)
+            return
         except AtlasError as error:
             log.warning("%s was not looked through: %s", url, error)
             return
@@ -127,4 +134,3 @@ class Lease:
             log.warning("%d jobs of %s had been lost by the queue and were sent again", result.sent, url)
         if result.complete:
             self.child.client.set(rest_key(url), "1", ex=_LONG_REST)
-            self.child.served.discard(url)

@@ -9,6 +9,8 @@ import time
 _LAST = struct.Struct("d")
 # One byte each, so that neither side overwrites what the other says.
 _BUSY, _DRAINING, _FAILURES = 8, 9, 10
+#: Where the note to the next child begins: its length, then its bytes.
+_NOTE, _SIZE = 64, struct.Struct("I")
 
 
 class Pulse:
@@ -54,3 +56,17 @@ class Pulse:
     @device_failures.setter
     def device_failures(self, value: int) -> None:
         self._memory[_FAILURES] = min(value, 255)
+
+    @property
+    def note(self) -> str:
+        """What a child leaves for the one after it."""
+        (size,) = _SIZE.unpack_from(self._memory, _NOTE)
+        start = _NOTE + _SIZE.size
+        return self._memory[start : start + size].decode(errors="replace")
+
+    @note.setter
+    def note(self, text: str) -> None:
+        data, start = text.encode(), _NOTE + _SIZE.size
+        if len(data) <= len(self._memory) - start and text != self.note:
+            self._memory[start : start + len(data)] = data
+            _SIZE.pack_into(self._memory, _NOTE, len(data))

@@ -1,0 +1,196 @@
+"""A farm under faults: a seeded sequence of them, the invariants after each, and figures at the end."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from feature_atlas.errors import AtlasError
+from feature_atlas.messages import QUEUE, UNACKED, dead_key
+from feature_atlas.reconcile import where
+from feature_atlas.spec import Unit
+from tests.e2e.chaos.proxy import Proxy
+from tests.e2e.farm import Farm, Worker
+from tests.servers import RedisServer, Server, wait_until
+
+#: Seconds of a broker's and a store's outage.
+OUTAGE = 3.0
+
+
+@dataclass
+class Chaos:
+    """Hurts a farm, one fault at a time."""
+
+    farm: Farm
+    server: RedisServer
+    proxy: Proxy
+    seed: int
+    workers: int
+    #: A store that can be paused.
+    store: Server | None = None
+    full: Path | None = None
+    faults: list[tuple[float, str]] = field(default_factory=list)
+    #: (seconds, done, queued, in hand)
+    timeline: list[tuple[float, int, int, int]] = field(default_factory=list)
+    redelivery: list[float] = field(default_factory=list)
+    watchdog: int = 0
+    _names: int = 0
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        self.started = time.monotonic()
+        for _ in range(self.workers):
+            self.hire()
+
+    def hire(self) -> Worker:
+        """A new worker, through the proxy."""
+        self._names += 1
+        broker = f"redis://127.0.0.1:{self.proxy.port}/0"
+        return self.farm.start(f"w{self._names}", FEATURE_ATLAS_BROKER=broker)
+
+    def living(self) -> list[Worker]:
+        return [worker for worker in self.farm.workers if worker.process.poll() is None]
+
+    # -- faults
+
+    def kill_worker(self) -> None:
+        """kill -9 of parent and child; a new one is hired."""
+        self.random.choice(self.living()).kill()
+        self.hire()
+
+    def kill_child(self) -> None:
+        self.random.choice(self.living()).kill_child()
+
+    def end_worker(self) -> None:
+        """SIGTERM; a new one is hired."""
+        self.random.choice(self.living()).signal(signal.SIGTERM)
+        self.hire()
+
+    def drop_connections(self) -> None:
+        self.farm.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+
+    def freeze_network(self) -> None:
+        self.proxy.freeze()
+
+    def restart_broker(self) -> None:
+        self.server.kill()
+        time.sleep(OUTAGE)
+        self.server.start()
+
+    def flush_broker(self) -> None:
+        self.farm.client.flushall()
+
+    def pause_store(self) -> None:
+        assert self.store is not None
+        self.store.pause()
+        time.sleep(OUTAGE)
+        self.store.resume()
+
+    def restart_store(self) -> None:
+        assert self.store is not None
+        self.store.kill()
+        time.sleep(OUTAGE)
+        self.store.start()
+
+    def fill_disk(self) -> None:
+        assert self.full is not None
+        self.full.touch()
+        time.sleep(OUTAGE)
+        self.full.unlink()
+
+    def kinds(self) -> list[Callable[[], None]]:
+        """Every fault that this setting can have."""
+        kinds = [
+            self.kill_worker, self.kill_child, self.end_worker, self.drop_connections, self.freeze_network,
+            self.restart_broker, self.flush_broker,
+        ]  # fmt: skip
+        if self.store is not None:
+            kinds += [self.pause_store, self.restart_store]
+        if self.full is not None:
+            kinds.append(self.fill_disk)
+        return kinds
+
+    # -- the run
+
+    def run(self, faults: int, pause: tuple[float, float], limit: float) -> dict[str, Any]:
+        """Hurts until ``faults`` are done (each kind about equally often), then waits for the end.
+
+        Raises:
+            AssertionError: an invariant does not hold, or the end does not come within ``limit`` seconds.
+        """
+        kinds = self.kinds()
+        order = [kinds[i % len(kinds)] for i in range(faults)]
+        self.random.shuffle(order)
+        wait_until(lambda: bool(self.farm.drawings()), "a first picture", limit)
+        for fault in order:
+            self.wait(self.random.uniform(*pause))
+            self.faults.append((time.monotonic() - self.started, fault.__name__))
+            fault()
+            self.check_meanwhile()
+        self.farm.client.ping()
+        self.to_the_end(limit)
+        return self.figures()
+
+    def wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            self.observe()
+            time.sleep(0.5)
+
+    def observe(self) -> None:
+        """Takes a point of the timeline, and replaces workers that ended by themselves, as a supervisor does."""
+        client = self.farm.client
+        done = len(self.farm.drawings())
+        self.timeline.append((time.monotonic() - self.started, done, client.llen(QUEUE), client.hlen(UNACKED)))
+        while len([w for w in self.living()]) < self.workers:
+            self.watchdog += sum(worker.process.returncode == 75 for worker in self.farm.workers[-self.workers :])
+            self.hire()
+
+    def check_meanwhile(self) -> None:
+        """Nothing of another plan, and nothing both done and given up."""
+        planned = set(self.farm.atlas.plan.units())
+        try:
+            done = self.farm.atlas.done()
+        except AtlasError:  # the store is being restarted
+            return
+        assert not done - planned
+
+    def to_the_end(self, limit: float) -> None:
+        """Until nothing is missing, with nobody's help."""
+        poisoned = sum(unit.layer.startswith(("poison", "broken")) for unit in self.farm.atlas.plan.units())
+        goal = len(self.farm.atlas.plan) - poisoned
+
+        def finished() -> bool:
+            self.observe()
+            if self.farm.waiting() or len(self.farm.atlas.done()) < goal:
+                return False
+            # What was given up before a flush is tried again by those who remember it.
+            return self.farm.client.hlen(dead_key(self.farm.atlas.url)) == poisoned
+
+        try:
+            wait_until(finished, "the end", limit)
+        except TimeoutError as error:
+            hands = where(self.farm.client, self.farm.atlas.url)
+            raise AssertionError(f"{error}: {self.farm.state()} {hands}\n{self.farm.logs()}") from None
+
+    def figures(self) -> dict[str, Any]:
+        """What came of it."""
+        drawn = self.farm.drawings()
+        planned, done = set(self.farm.atlas.plan.units()), self.farm.atlas.done()
+        given_up = {tuple(name.decode().split("|")) for name in self.farm.client.hkeys(dead_key(self.farm.atlas.url))}
+        failed = {Unit(variant, layer, int(channel)) for variant, layer, channel in given_up}
+        kinds: dict[str, int] = {}
+        for _, kind in self.faults:
+            kinds[kind] = kinds.get(kind, 0) + 1
+        return {
+            "seed": self.seed, "jobs": len(planned), "workers": self.workers, "faults": len(self.faults),
+            "kinds": kinds, "lost": len(planned - done - failed), "given_up": len(failed), "by_hand": 0,
+            "in_vain": self.farm.in_vain(), "drawn": sum(drawn.values()),
+            "seconds": round(time.monotonic() - self.started, 1), "watchdog": self.watchdog,
+            "timeline": [(round(t), *rest) for t, *rest in self.timeline[:: max(1, len(self.timeline) // 40)]],
+        }  # fmt: skip
