@@ -354,15 +354,16 @@ def test_pins_compare_and_lists_are_addresses(visitor: Visitor) -> None:
     assert visitor.texts(".list-page .tag") == ["", ""] or visitor.page.locator(".list-page .cell").count() == 2
 
 
+#: What the two halves of a pair show, as far as they can be seen.
+HALVES = """(a) => [...a.querySelectorAll("span:not(.tag)")].filter((half) => half.offsetWidth > 20 && half.offsetHeight > 20)
+  .map((half) => half.style.backgroundImage)"""
+
+
 def test_a_layer_beside_its_other_variant(visitor: Visitor) -> None:
     page = visitor.go("#/conv1")
     page.get_by_label("beside").select_option("negative")
     page.wait_for_selector(".cell.pair")
-    images = (
-        page.locator(".cell.pair")
-        .nth(3)
-        .evaluate("a => [...a.querySelectorAll('span:not(.tag)')].map((s) => s.style.backgroundImage)")
-    )
+    images = page.locator(".cell.pair").nth(3).evaluate(HALVES)
     assert "/channel/conv1/" in images[0] and "/negative/conv1/" in images[1]
 
 
@@ -371,11 +372,7 @@ def test_another_atlas_beside_this_one(folder: Path, server: PageServer, visit: 
         visitor = visit(address)
         page = visitor.go(f"#/conv1?b={other}")
         page.wait_for_selector(".cell.pair")
-        images = (
-            page.locator(".cell.pair")
-            .nth(3)
-            .evaluate("a => [...a.querySelectorAll('span:not(.tag)')].map((s) => s.style.backgroundImage)")
-        )
+        images = page.locator(".cell.pair").nth(3).evaluate(HALVES)
         assert other in images[1] and other not in images[0]
         page = visitor.go(f"#/compare?u=conv1:3,conv1:4&b={other}")
         page.wait_for_selector(".compare-page th .cell >> nth=3")

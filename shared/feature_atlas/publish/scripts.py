@@ -111,13 +111,15 @@ def _changes(recipe: Recipe, base: Recipe) -> list[str]:
 
 def overview(plan: Plan, layers: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> dict[str, Any]:
     """``atlas.js``: the model, its variants and its layers (each from :func:`layer_told`)."""
+    first = first_variant(plan)
+    names = [first, *(name for name in plan.variants if name != first)]
     return {
         "schema": 1,
-        "first": first_variant(plan),
+        "first": first,
         "title": describe_model(plan.model),
         "model": plan.model.model_dump(mode="json"),
         **summary,
-        "variants": {name: recipe_told(recipe) for name, recipe in plan.variants.items()},
+        "variants": {name: recipe_told(plan.variants[name]) for name in names},
         "layers": layers,
     }
 

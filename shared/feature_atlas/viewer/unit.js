@@ -81,7 +81,7 @@ class UnitPage {
     return h("div", { class: "images", role: "group", "aria-label": "diverse images of this channel" }, buttons);
   }
   variants() {
-    const all = Object.values(this.groups).filter((group) => group.rows.has(this.unit.channel));
+    const all = this.app.atlas.variants.map((name) => this.groups[name]).filter((group) => group && group.rows.has(this.unit.channel));
     if (all.length < 2) return "";
     return h("div", { class: "variants", role: "group", "aria-label": "variants" }, all.map((group) => {
       const unit = group.unit(this.unit.channel);
