@@ -355,7 +355,8 @@ def test_pins_compare_and_lists_are_addresses(visitor: Visitor) -> None:
 
 
 #: What the two halves of a pair show, as far as they can be seen.
-HALVES = """(a) => [...a.querySelectorAll("span:not(.tag)")].filter((half) => half.offsetWidth > 20 && half.offsetHeight > 20)
+HALVES = """(a) => [...a.querySelectorAll("span:not(.tag)")]
+  .filter((half) => half.offsetWidth > 20 && half.offsetHeight > 20)
   .map((half) => half.style.backgroundImage)"""
 
 
