@@ -19,8 +19,8 @@ from feature_atlas.publish.scripts import embed
 
 #: In this order they make up the page's one script.
 SCRIPTS = (
-    "dom.js", "data.js", "numbers.js", "cells.js", "mosaic.js", "arrange.js", "search.js", "overview.js", "grid.js",
-    "facts.js", "unit.js", "compare.js", "hands.js", "app.js",
+    "dom.js", "data.js", "likeness.js", "numbers.js", "cells.js", "mosaic.js", "arrange.js", "search.js",
+    "takeaway.js", "overview.js", "grid.js", "facts.js", "unit.js", "compare.js", "pins.js", "hands.js", "app.js",
 )  # fmt: skip
 #: Runs before the plain page is laid out.
 _EARLY = 'document.documentElement.classList.add("scripted")'

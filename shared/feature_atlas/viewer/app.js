@@ -1,32 +1,54 @@
 /* The frame around the pages: addresses, keys, pins, theme, and news while a run goes on. */
 
-const HELP = [["arrows", "move; on a channel's page: the one before, the next"], ["Enter", "open"], ["Esc", "up"], ["[  ]", "the layer before, the next"],
-  ["+  -", "zoom"], ["s", "sort by the next measure"], ["v", "next variant"], ["c", "pin, for comparing"], ["f", "hold: flip to the first pinned"],
-  ["/", "search"], ["r", "random channel"], ["t", "light, dark"], ["?", "this help"]];
+const HELP = [
+  ["arrows", "move; on a channel's page: the one before, the next"],
+  ["Enter", "open"],
+  ["Esc", "up"],
+  ["[  ]", "the layer before, the next"],
+  ["+  -", "zoom"],
+  ["s", "sort by the next measure"],
+  ["v", "next variant"],
+  ["c", "pin, for comparing"],
+  ["f", "hold: flip to the first pinned"],
+  ["/", "search"],
+  ["r", "random channel"],
+  ["t", "light, dark"],
+  ["?", "this help"],
+];
 
 const spellOptions = (options) => {
-  const text = Object.entries(options).filter(([, value]) => value !== undefined && value !== null && value !== "").map(([name, value]) =>
-    `${encodeURIComponent(name)}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":").replace(/%2F/g, "/").replace(/%40/g, "@")}`).join("&");
+  const text = Object.entries(options)
+    .filter(([, value]) => value !== undefined && value !== null && value !== "")
+    .map(
+      ([name, value]) =>
+        `${encodeURIComponent(name)}=${encodeURIComponent(value).replace(/%2C/g, ",").replace(/%3A/g, ":").replace(/%2F/g, "/").replace(/%40/g, "@")}`,
+    )
+    .join("&");
   return text ? `?${text}` : "";
 };
-const unitLink = (unit, carry) => app.unitPath(unit.layer, unit.channel, { ...carry, v: unit.variant === app.atlas.about.first ? "" : unit.variant });
-
-const store = {
-  get(name) { try { return JSON.parse(localStorage.getItem(`feature-atlas:${name}`)); } catch { return null; } },
-  set(name, value) { try { localStorage.setItem(`feature-atlas:${name}`, JSON.stringify(value)); } catch { /* private mode */ } },
-};
+const unitLink = (unit, carry) =>
+  app.unitPath(unit.layer, unit.channel, { ...carry, v: unit.variant === app.atlas.about.first ? "" : unit.variant });
 
 class App {
   constructor(root, atlas) {
-    Object.assign(this, { root, atlas, options: {}, pins: new Set(), turn: 0 });
+    Object.assign(this, { root, atlas, options: {}, turn: 0 });
     this.main = h("main", { tabindex: -1 });
-    this.tray = h("aside", { class: "tray", "aria-label": "pinned channels", hidden: true });
   }
   // -- addresses
-  link(path, options) { return `#${path}${spellOptions({ ...this.kept(), ...options })}`; }
-  layerLink(name, options) { const { v, sort, z, f, s, w, b } = options || {}; return this.link(`/${name}`, { v, sort, z, f, s, w, b }); }
-  unitPath(layer, channel, options) { const { v, sort, f, s, z } = options || {}; return this.link(`/${layer}/${channel}`, { v, sort, f, s, z }); }
-  kept() { return this.options.embed ? { embed: this.options.embed } : {}; }
+  link(path, options) {
+    return `#${path}${spellOptions({ ...this.kept(), ...options })}`;
+  }
+  layerLink(name, options) {
+    const { v, sort, z, f, s, w, b } = options || {};
+    return this.link(`/${name}`, { v, sort, z, f, s, w, b });
+  }
+  unitPath(layer, channel, options) {
+    const { v, sort, f, s, z } = options || {};
+    return this.link(`/${layer}/${channel}`, { v, sort, f, s, z });
+  }
+  kept() {
+    return this.options.embed ? { embed: this.options.embed } : {};
+  }
   parse() {
     const [path, query] = location.hash.replace(/^#/, "").split("?");
     const options = Object.fromEntries(new URLSearchParams(query || ""));
@@ -38,13 +60,15 @@ class App {
     const path = location.hash.replace(/^#/, "").split("?")[0] || "/";
     location.replace(`#${path}${spellOptions({ ...this.options, ...changes })}`);
   }
-  variantOf(options) { return options.v && this.atlas.variants.includes(options.v) ? options.v : this.atlas.about.first; }
+  variantOf(options) {
+    return options.v && this.atlas.variants.includes(options.v) ? options.v : this.atlas.about.first;
+  }
   // -- pages
   async start() {
     const [, stamp] = await Promise.all([this.atlas.open(), this.atlas.look()]);
     this.atlas.stamp = stamp;
     this.theme(store.get("theme"));
-    this.pins = new Set(store.get(this.pinsKey()) || []);
+    this.pins = new Pins(this);
     this.frame();
     addEventListener("hashchange", () => this.show());
     addEventListener("keydown", (event) => this.key(event));
@@ -75,9 +99,21 @@ class App {
     try {
       page = await this.open(where);
     } catch (error) {
-      page = { element: h("div", { class: "lead" }, h("h1", {}, "Not here"), h("p", { class: "note" }, error.message), h("p", {}, h("a", { href: "#/" }, "to the overview"))), title: "Not here" };
+      page = {
+        element: h(
+          "div",
+          { class: "lead" },
+          h("h1", {}, "Not here"),
+          h("p", { class: "note" }, error.message),
+          h("p", {}, h("a", { href: "#/" }, "to the overview")),
+        ),
+        title: "Not here",
+      };
     }
-    if (turn !== this.turn) { if (page.leave) page.leave(); return; } // the reader has gone on meanwhile
+    if (turn !== this.turn) {
+      if (page.leave) page.leave();
+      return;
+    } // the reader has gone on meanwhile
     if (this.page && this.page.leave) this.page.leave();
     const back = this.places && this.places.get(location.hash);
     this.page = page;
@@ -95,74 +131,102 @@ class App {
   frame() {
     this.search = searchField(this);
     this.variants = h("div", { class: "chooser" });
-    const bar = h("header", { class: "top" },
-      h("a", { class: "home", href: "#/", "aria-label": "overview" }, h("span", { class: "mark", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i")), h("span", { class: "title" }, this.atlas.about.title)), this.search.element, h("span", { class: "push" }), this.variants,
-      button("◐", () => this.theme(this.dark() ? "light" : "dark"), { class: "quiet icon", title: "light or dark (t)", "aria-label": "light or dark" }),
-      button("?", () => this.help.showModal(), { class: "quiet icon", title: "keys (?)", "aria-label": "help" }));
-    this.help = h("dialog", { "aria-label": "keys", on: { click: (event) => { if (event.target === this.help) this.help.close(); } } },
-      h("h2", {}, "Keys"), h("dl", { class: "keys" }, HELP.map(([key, told]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, told)))),
-      h("p", { class: "note" }, "Every page is its address: copy it to share the view."), button("Close", () => this.help.close()));
-    this.root.replaceChildren(h("a", { class: "skip", href: "#main", on: { click: (event) => { event.preventDefault(); this.main.focus(); } } }, "to the pictures"), bar, this.main, this.tray, this.help, speaker, toast);
+    const bar = h(
+      "header",
+      { class: "top" },
+      h(
+        "a",
+        { class: "home", href: "#/", "aria-label": "overview" },
+        h("span", { class: "mark", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i")),
+        h("span", { class: "title" }, this.atlas.about.title),
+      ),
+      this.search.element,
+      h("span", { class: "push" }),
+      this.variants,
+      button("◐", () => this.theme(this.dark() ? "light" : "dark"), {
+        class: "quiet icon",
+        title: "light or dark (t)",
+        "aria-label": "light or dark",
+      }),
+      button("?", () => this.help.showModal(), { class: "quiet icon", title: "keys (?)", "aria-label": "help" }),
+    );
+    this.help = h(
+      "dialog",
+      {
+        "aria-label": "keys",
+        on: {
+          click: (event) => {
+            if (event.target === this.help) this.help.close();
+          },
+        },
+      },
+      h("h2", {}, "Keys"),
+      h(
+        "dl",
+        { class: "keys" },
+        HELP.map(([key, told]) => h("div", {}, h("dt", {}, h("kbd", {}, key)), h("dd", {}, told))),
+      ),
+      h("p", { class: "note" }, "Every page is its address: copy it to share the view."),
+      button("Close", () => this.help.close()),
+    );
+    this.root.replaceChildren(
+      h(
+        "a",
+        {
+          class: "skip",
+          href: "#main",
+          on: {
+            click: (event) => {
+              event.preventDefault();
+              this.main.focus();
+            },
+          },
+        },
+        "to the pictures",
+      ),
+      bar,
+      this.main,
+      this.pins.element,
+      this.help,
+      speaker,
+      toast,
+    );
     this.root.hidden = false;
     plain.remove();
     this.places = new Map();
-    addEventListener("scroll", eachFrame(() => this.places.set(location.hash, scrollY)), { passive: true });
-    this.drawTray();
+    addEventListener(
+      "scroll",
+      eachFrame(() => this.places.set(location.hash, scrollY)),
+      { passive: true },
+    );
   }
   choosers() {
     const all = this.atlas.variants;
-    this.variants.replaceChildren(all.length < 2 ? "" : select("variant", all.map((name) => [name, name]), this.variantOf(this.options),
-      (v) => this.set({ v: v === this.atlas.about.first ? "" : v })));
-  }
-  // -- pins
-  pinsKey() { return `pins:${this.atlas.about.plan}`; }
-  pin(unit) {
-    if (!this.pins.delete(unit.name)) this.pins.add(unit.name);
-    store.set(this.pinsKey(), [...this.pins]);
-    say(this.pins.has(unit.name) ? `${unit.name} pinned` : `${unit.name} unpinned`);
-    this.drawTray();
-  }
-  async drawTray() {
-    this.tray.hidden = !this.pins.size;
-    if (!this.pins.size) return;
-    const units = await unitsNamed(this.atlas, [...this.pins].join(","));
-    const u = units.map((unit) => unit.name).join(",");
-    this.tray.replaceChildren(...units.map((unit) => cell(unit, 44, { label: false })), h("span", { class: "push" }),
-      h("a", { class: "quiet", href: this.link("/compare", { u }) }, `Compare ${units.length}`), h("a", { class: "quiet", href: this.link("/list", { u }) }, "List"),
-      button("Clear", () => { this.pins.clear(); store.set(this.pinsKey(), []); this.drawTray(); }, { class: "quiet" }));
-  }
-  async unitNamed(name) { return (await unitsNamed(this.atlas, name))[0]; }
-  // -- words to take away
-  where() {
-    const from = new URLSearchParams(location.search).get("from");
-    if (from) return from;
-    if (this.atlas.about.from) return this.atlas.about.from;
-    const path = decodeURIComponent(location.pathname.replace(/[^/]*$/, "").replace(/(.)\/$/, "$1"));
-    return location.protocol === "file:" ? path : location.origin + path;
-  }
-  snippet(unit, whole = false) {
-    const lines = ["from feature_atlas import Atlas", "", `atlas = Atlas.open(${JSON.stringify(this.where())})`];
-    if (unit) lines.push(`${whole ? "layer" : "unit"} = atlas[${JSON.stringify(unit.layer)}]${whole ? "" : `[${unit.channel}]`}${unit.variant === this.atlas.about.first ? "" : `.variant(${JSON.stringify(unit.variant)})`}`, whole ? "layer.sheet()" : "unit.image");
-    else lines.push("atlas.rows()");
-    return `${lines.join("\n")}\n`;
-  }
-  listSnippet(units) {
-    return `from feature_atlas import Atlas\n\natlas = Atlas.open(${JSON.stringify(this.where())})\nunits = [atlas[name] for name in ${JSON.stringify(units.map((unit) => unit.name))}]\n`;
-  }
-  citation(unit) {
-    const { title, license, root_sha256: root } = this.atlas.about;
-    return `Feature visualisation of ${unit ? `${unit.name} in ` : ""}${title}. Feature Atlas, root sha256:${root}. ${license}. ${embedded ? "" : this.where()}`.trim();
+    this.variants.replaceChildren(
+      all.length < 2
+        ? ""
+        : select(
+            "variant",
+            all.map((name) => [name, name]),
+            this.variantOf(this.options),
+            (v) => this.set({ v: v === this.atlas.about.first ? "" : v }),
+          ),
+    );
   }
   // -- by hand
   async random() {
     const { layers } = this.atlas;
     const variant = this.variantOf(this.options);
-    let pick = Math.floor(Math.random() * layers.reduce((sum, entry) => sum + ((entry.variants[variant] || {}).done || 0), 0));
+    let pick = Math.floor(
+      Math.random() * layers.reduce((sum, entry) => sum + ((entry.variants[variant] || {}).done || 0), 0),
+    );
     const entry = layers.find((one) => (pick -= (one.variants[variant] || {}).done || 0) < 0);
     if (!entry) return;
     const group = (await this.atlas.layer(entry.name))[variant];
     const alive = group.channels.filter((_, row) => group.raw.status[row] === "o");
-    location.hash = this.unitPath(entry.name, alive[Math.floor(Math.random() * alive.length)] ?? group.channels[0], { v: this.options.v });
+    location.hash = this.unitPath(entry.name, alive[Math.floor(Math.random() * alive.length)] ?? group.channels[0], {
+      v: this.options.v,
+    });
   }
   dark() {
     const set = document.documentElement.dataset.theme;
@@ -179,19 +243,31 @@ class App {
     return !!action;
   }
   key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) || this.help.open || event.repeat && event.key === "f") return;
+    if (
+      event.ctrlKey ||
+      event.metaKey ||
+      event.altKey ||
+      /^(INPUT|TEXTAREA|SELECT)$/.test(event.target.tagName) ||
+      this.help.open ||
+      (event.repeat && event.key === "f")
+    )
+      return;
     const focused = document.activeElement && document.activeElement.unit;
     const own = {
-      "/": () => this.search.focus(), r: () => this.random(), t: () => this.theme(this.dark() ? "light" : "dark"), "?": () => this.help.showModal(),
+      "/": () => this.search.focus(),
+      r: () => this.random(),
+      t: () => this.theme(this.dark() ? "light" : "dark"),
+      "?": () => this.help.showModal(),
       v: () => {
         const all = this.atlas.variants;
         const next = all[(all.indexOf(this.variantOf(this.options)) + 1) % all.length];
         this.set({ v: next === this.atlas.about.first ? "" : next });
         if (all.length > 1) say(next);
       },
-      c: focused ? () => this.pin(focused) : null,
+      c: focused ? () => this.pins.toggle(focused) : null,
     }[event.key];
-    if (focused && event.key === "c" ? (own(), true) : this.press(event.key) || (own && (own(), true))) event.preventDefault();
+    if (focused && event.key === "c" ? (own(), true) : this.press(event.key) || (own && (own(), true)))
+      event.preventDefault();
   }
 }
 

@@ -1,6 +1,11 @@
 /* The tool bar of a grid: sort, filter by a number's histogram, by state, zoom.  All of it lives in the address. */
 
-const ZOOMS = [["16", "16", "a mosaic of 16 pixels each"], ["64", "64", "64 pixels"], ["128", "128", "128 pixels"], ["full", "full", "the pictures themselves"]];
+const ZOOMS = [
+  ["16", "16", "a mosaic of 16 pixels each"],
+  ["64", "64", "64 pixels"],
+  ["128", "128", "128 pixels"],
+  ["full", "full", "the pictures themselves"],
+];
 
 class Arrange {
   /** ``units``: all there are, for the histogram and the counts. */
@@ -11,40 +16,66 @@ class Arrange {
     this.update(options);
   }
   update(options) {
-    const redraw = !this.options || this.element.contains(document.activeElement) === false
-      || ["sort", "z", "s"].some((name) => this.options[name] !== options[name]);
+    const redraw =
+      !this.options ||
+      this.element.contains(document.activeElement) === false ||
+      ["sort", "z", "s"].some((name) => this.options[name] !== options[name]);
     this.options = options;
     if (redraw) this.draw();
   }
   tell(shown) {
-    this.told.textContent = shown === this.units.length ? plural(shown, "channel") : `${count(shown)} of ${plural(this.units.length, "channel")}`;
+    this.told.textContent =
+      shown === this.units.length
+        ? plural(shown, "channel")
+        : `${count(shown)} of ${plural(this.units.length, "channel")}`;
   }
   draw() {
     const sort = this.options.sort || "channel";
     const measure = sort.replace(/^-/, "");
-    const known = Object.entries(MEASURES).filter(([id]) =>
-      id === "channel" || id === "likeness" || this.units.some((unit) => unit.value(id) !== null));
+    const known = Object.entries(MEASURES).filter(
+      ([id]) => id === "channel" || id === "likeness" || this.units.some((unit) => unit.value(id) !== null),
+    );
     const focus = document.activeElement && document.activeElement.getAttribute("aria-label");
     const inside = this.element.contains(document.activeElement);
     this.element.replaceChildren(
-      h("label", { class: "field" }, h("span", { class: "note" }, "sort"),
-        select("sort by", known.map(([id, [label]]) => [id, label]), measure, (id) => this.change({ sort: id === "channel" ? "" : naturally(id), f: "" }))),
-      measure === "likeness" ? "" : button(sort.startsWith("-") ? "↓" : "↑", () =>
-        this.change({ sort: sort.startsWith("-") ? (measure === "channel" ? "" : measure) : `-${measure}` }),
-      { class: "quiet icon", title: "turn the order round", "aria-label": "turn the order round" }),
+      h(
+        "label",
+        { class: "field" },
+        h("span", { class: "note" }, "sort"),
+        select(
+          "sort by",
+          known.map(([id, [label]]) => [id, label]),
+          measure,
+          (id) => this.change({ sort: id === "channel" ? "" : naturally(id), f: "" }),
+        ),
+      ),
+      measure === "likeness"
+        ? ""
+        : button(
+            sort.startsWith("-") ? "↓" : "↑",
+            () => this.change({ sort: sort.startsWith("-") ? (measure === "channel" ? "" : measure) : `-${measure}` }),
+            { class: "quiet icon", title: "turn the order round", "aria-label": "turn the order round" },
+          ),
       measure === "channel" || measure === "likeness" ? "" : this.range(measure),
       this.states(),
       h("span", { class: "push" }),
       this.told,
-      choices("zoom", ZOOMS, String(zoomOf(this.options, this.units.length)), (z) => this.change({ z })));
-    if (inside && focus) for (const node of this.element.querySelectorAll("[aria-label]")) if (node.getAttribute("aria-label") === focus) node.focus();
+      choices("zoom", ZOOMS, String(zoomOf(this.options, this.units.length)), (z) => this.change({ z })),
+    );
+    if (inside && focus)
+      for (const node of this.element.querySelectorAll("[aria-label]"))
+        if (node.getAttribute("aria-label") === focus) node.focus();
   }
   states() {
     const counts = {};
     for (const unit of this.units) counts[unit.state] = (counts[unit.state] || 0) + 1;
     if (Object.keys(counts).length < 2) return "";
-    const options = [["", "all"], ...["ok", "dead", "nan", "failed", "missing"].filter((state) => counts[state]).map((state) =>
-      [state, `${state === "ok" ? "rendered" : state} ${count(counts[state])}`, WORDS[state]])];
+    const options = [
+      ["", "all"],
+      ...["ok", "dead", "nan", "failed", "missing"]
+        .filter((state) => counts[state])
+        .map((state) => [state, `${state === "ok" ? "rendered" : state} ${count(counts[state])}`, WORDS[state]]),
+    ];
     return choices("state", options, this.options.s || "", (s) => this.change({ s }));
   }
   /** A histogram whose two ends can be moved. */
@@ -58,13 +89,28 @@ class Arrange {
     const fromSlider = (n) => told.least + (n / 1000) * span;
     const label = h("span", { class: "note ends" });
     const frame = h("div", { class: "bars" });
-    const slider = (name, value) => h("input", { type: "range", min: 0, max: 1000, value: toSlider(value), "aria-label": `${name} ${MEASURES[measure][0]}`,
-      on: { input: () => paint(), change: () => send() } });
-    const low = slider("least", mine.least), high = slider("greatest", mine.greatest);
+    const slider = (name, value) =>
+      h("input", {
+        type: "range",
+        min: 0,
+        max: 1000,
+        value: toSlider(value),
+        "aria-label": `${name} ${MEASURES[measure][0]}`,
+        on: { input: () => paint(), change: () => send() },
+      });
+    const low = slider("least", mine.least),
+      high = slider("greatest", mine.greatest);
     const ends = () => [Math.min(+low.value, +high.value), Math.max(+low.value, +high.value)];
     const paint = () => {
       const [a, b] = ends();
-      frame.replaceChildren(histogramPicture(told, { width: 160, height: 30, from: a > 0 ? fromSlider(a) : null, to: b < 1000 ? fromSlider(b) : null }));
+      frame.replaceChildren(
+        histogramPicture(told, {
+          width: 160,
+          height: 30,
+          from: a > 0 ? fromSlider(a) : null,
+          to: b < 1000 ? fromSlider(b) : null,
+        }),
+      );
       label.textContent = `${brief(fromSlider(a))} – ${brief(fromSlider(b))}`;
     };
     const send = () => {

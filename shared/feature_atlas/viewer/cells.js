@@ -1,7 +1,8 @@
 /* Cells: one unit as a square cut out of a sheet, and grids of many of them that only build what is on the screen. */
 
 const SHEETS = (embedded && embedded.sizes) || [16, 64, 128];
-const BLOCK = 256, SIDE = 16;
+const BLOCK = 256,
+  SIDE = 16;
 
 /** The sheet size for a cell of so many CSS pixels. */
 function sheetFor(px) {
@@ -17,8 +18,10 @@ function place(unit, size) {
   const within = unit.channel % BLOCK;
   return {
     url: unit.atlas.url(key, unit.group.raw.versions[block]),
-    columns: Math.min(SIDE, cells), rows: Math.ceil(cells / SIDE),
-    column: within % SIDE, row: Math.floor(within / SIDE),
+    columns: Math.min(SIDE, cells),
+    rows: Math.ceil(cells / SIDE),
+    column: within % SIDE,
+    row: Math.floor(within / SIDE),
   };
 }
 
@@ -51,13 +54,19 @@ function describe(unit) {
 
 /** A unit as a link. */
 function cell(unit, px, options = {}) {
-  const link = h("a", { class: "cell", href: unitLink(unit, options.carry), "aria-label": describe(unit), tabindex: options.tabindex });
+  const link = h("a", {
+    class: "cell",
+    href: unitLink(unit, options.carry),
+    "aria-label": describe(unit),
+    tabindex: options.tabindex,
+  });
   link.unit = unit;
   if (options.beside) {
     link.classList.add("pair");
     link.append(showOn(h("span"), unit, px, options.full), options.beside(unit, px));
   } else showOn(link, unit, px, options.full);
-  if (options.label !== false) link.append(h("span", { class: "tag", "aria-hidden": "true" }, options.label || String(unit.channel)));
+  if (options.label !== false)
+    link.append(h("span", { class: "tag", "aria-hidden": "true" }, options.label || String(unit.channel)));
   return link;
 }
 
@@ -65,12 +74,23 @@ function cell(unit, px, options = {}) {
 class Grid {
   constructor({ label, carry, beside, tag }) {
     Object.assign(this, { carry, beside, tag, units: [], at: 0, chunks: new Map() });
-    this.element = h("div", { class: "grid", role: "group", "aria-label": label,
-      on: { keydown: (event) => this.key(event), focusin: (event) => { if (event.target.index !== undefined) this.at = event.target.index; } } });
+    this.element = h("div", {
+      class: "grid",
+      role: "group",
+      "aria-label": label,
+      on: {
+        keydown: (event) => this.key(event),
+        focusin: (event) => {
+          if (event.target.index !== undefined) this.at = event.target.index;
+        },
+      },
+    });
     this.update = eachFrame(() => this.draw());
     this.relayout = eachFrame(() => this.layout());
     addEventListener("scroll", this.update, { passive: true });
-    this.watch = new ResizeObserver(() => { if (this.width !== this.element.clientWidth) this.relayout(); });
+    this.watch = new ResizeObserver(() => {
+      if (this.width !== this.element.clientWidth) this.relayout();
+    });
     this.watch.observe(this.element);
   }
   leave() {
@@ -87,7 +107,10 @@ class Grid {
     const sharp = this.zoom === 16; // exact pixels, on canvases; the larger ones stretch to fill the line
     const factor = this.beside ? 2 : 1;
     this.gap = sharp ? 0 : wide() ? 4 : 3;
-    const least = Math.min(this.zoom === "full" ? 224 : this.zoom, (this.width - this.gap) / (this.zoom === 128 ? 2 : 1));
+    const least = Math.min(
+      this.zoom === "full" ? 224 : this.zoom,
+      (this.width - this.gap) / (this.zoom === 128 ? 2 : 1),
+    );
     this.columns = Math.max(1, Math.floor((this.width + this.gap) / (least * factor + this.gap)));
     const stretched = (this.width - this.gap * (this.columns - 1)) / this.columns / factor;
     this.px = sharp ? 16 : Math.min(stretched, least * 1.4);
@@ -104,39 +127,68 @@ class Grid {
     const top = this.element.getBoundingClientRect().top;
     const tall = this.pitch * this.lines;
     const first = Math.max(0, Math.floor((-top - innerHeight * 0.5) / tall));
-    const end = Math.min(Math.ceil(this.units.length / (this.columns * this.lines)), Math.ceil((innerHeight * 1.5 - top) / tall));
+    const end = Math.min(
+      Math.ceil(this.units.length / (this.columns * this.lines)),
+      Math.ceil((innerHeight * 1.5 - top) / tall),
+    );
     for (const [n, chunk] of this.chunks) {
-      if ((n < first || n >= end) && !chunk.contains(document.activeElement)) { chunk.remove(); this.chunks.delete(n); }
+      if ((n < first || n >= end) && !chunk.contains(document.activeElement)) {
+        chunk.remove();
+        this.chunks.delete(n);
+      }
     }
     // What is on the screen first; what is near it only as long as the frame has time.
     const onScreen = Math.floor(-top / tall);
-    const order = Array.from({ length: Math.max(0, end - first) }, (_, k) => first + k).filter((n) => !this.chunks.has(n));
+    const order = Array.from({ length: Math.max(0, end - first) }, (_, k) => first + k).filter(
+      (n) => !this.chunks.has(n),
+    );
     order.sort((a, b) => (a < onScreen) - (b < onScreen) || a - b);
     const late = performance.now() + 12;
     for (const n of order) {
       const needed = n >= onScreen && n * tall + top < innerHeight;
-      if (!needed && performance.now() > late) { this.update(); break; }
+      if (!needed && performance.now() > late) {
+        this.update();
+        break;
+      }
       this.chunks.set(n, this.build(n, n * tall));
     }
   }
   build(n, top) {
     const from = n * this.columns * this.lines;
     const units = this.units.slice(from, from + this.columns * this.lines);
-    const chunk = this.lines > 1 ? mosaic(units, this.columns, this.carry, from)
-      : h("div", { class: "line", style: { gap: `${this.gap}px` } }, units.map((unit, k) => {
-        const link = cell(unit, this.px, { carry: this.carry, beside: this.beside, full: this.zoom === "full", tabindex: from + k === this.at ? 0 : -1,
-          label: this.tag ? this.tag(unit) : undefined });
-        link.index = from + k;
-        link.style.width = `${this.px * (this.beside ? 2 : 1)}px`;
-        link.style.height = `${this.px}px`;
-        return link;
-      }));
+    const chunk =
+      this.lines > 1
+        ? mosaic(units, this.columns, this.carry, from)
+        : h(
+            "div",
+            { class: "line", style: { gap: `${this.gap}px` } },
+            units.map((unit, k) => {
+              const link = cell(unit, this.px, {
+                carry: this.carry,
+                beside: this.beside,
+                full: this.zoom === "full",
+                tabindex: from + k === this.at ? 0 : -1,
+                label: this.tag ? this.tag(unit) : undefined,
+              });
+              link.index = from + k;
+              link.style.width = `${this.px * (this.beside ? 2 : 1)}px`;
+              link.style.height = `${this.px}px`;
+              return link;
+            }),
+          );
     chunk.style.top = `${top}px`;
     this.element.append(chunk);
     return chunk;
   }
   key(event) {
-    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: this.columns, ArrowUp: -this.columns, Home: -this.at, End: this.units.length - 1 - this.at }[event.key];
+    const step = {
+      ArrowRight: 1,
+      ArrowLeft: -1,
+      ArrowDown: this.columns,
+      ArrowUp: -this.columns,
+      Home: -this.at,
+      End: this.units.length - 1 - this.at,
+    }[event.key];
     if (step === undefined || event.ctrlKey || event.metaKey || event.altKey) return;
     const next = this.at + step;
     if (next < 0 || next >= this.units.length) return;
@@ -151,7 +203,10 @@ class Grid {
     else if (y + this.px > innerHeight - 20) scrollBy(0, y + this.px - innerHeight + 20);
     this.draw();
     for (const link of this.element.querySelectorAll("a")) {
-      if (link.index === index) { link.tabIndex = 0; link.focus({ preventScroll: true }); } else link.tabIndex = -1;
+      if (link.index === index) {
+        link.tabIndex = 0;
+        link.focus({ preventScroll: true });
+      } else link.tabIndex = -1;
     }
     const chunk = this.chunks.get(Math.floor(index / (this.columns * this.lines)));
     if (chunk && chunk.focusOn) chunk.focusOn(index);

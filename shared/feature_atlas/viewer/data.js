@@ -16,7 +16,11 @@ window.FEATURE_ATLAS = {
 function loadScript(url) {
   return new Promise((resolve, reject) => {
     const tag = h("script", { src: url, async: true });
-    const end = (settle) => () => { waiting.delete(tag); tag.remove(); settle(new Error(`${url} could not be read`)); };
+    const end = (settle) => () => {
+      waiting.delete(tag);
+      tag.remove();
+      settle(new Error(`${url} could not be read`));
+    };
     waiting.set(tag, resolve);
     tag.addEventListener("load", end(reject)); // of no effect once resolved
     tag.addEventListener("error", end(reject));
@@ -69,15 +73,25 @@ class Unit {
     this.channel = channel;
     this.row = group.rows.has(channel) ? group.rows.get(channel) : -1;
   }
-  get atlas() { return this.group.atlas; }
-  get layer() { return this.group.layer; }
-  get variant() { return this.group.variant; }
+  get atlas() {
+    return this.group.atlas;
+  }
+  get layer() {
+    return this.group.layer;
+  }
+  get variant() {
+    return this.group.variant;
+  }
   get state() {
     if (this.row >= 0) return STATES[this.group.raw.status[this.row]];
     return this.group.failed.has(this.channel) ? "failed" : "missing";
   }
-  get address() { return `${this.layer}:${this.channel}`; }
-  get name() { return this.address + (this.variant === "channel" ? "" : `@${this.variant}`); }
+  get address() {
+    return `${this.layer}:${this.channel}`;
+  }
+  get name() {
+    return this.address + (this.variant === "channel" ? "" : `@${this.variant}`);
+  }
   value(column) {
     const values = this.group.raw[column];
     return this.row >= 0 && values ? values[this.row] : null;
@@ -85,8 +99,12 @@ class Unit {
   image(n = 0) {
     return this.atlas.url(`images/${this.variant}/${this.layer}/${pad5(this.channel)}${n ? `-${n}` : ""}.png`);
   }
-  get initial() { return this.atlas.url(`initial/${this.variant}/${this.layer}/${pad5(this.channel)}.png`); }
-  get manifest() { return this.atlas.url(`manifests/${this.variant}/${this.layer}/${pad5(this.channel)}.json`); }
+  get initial() {
+    return this.atlas.url(`initial/${this.variant}/${this.layer}/${pad5(this.channel)}.png`);
+  }
+  get manifest() {
+    return this.atlas.url(`manifests/${this.variant}/${this.layer}/${pad5(this.channel)}.json`);
+  }
 }
 
 const POLL = 10000; // milliseconds between two looks
@@ -103,7 +121,8 @@ class Atlas {
   }
   script(key, name, version) {
     if (embedded && !this.base) {
-      return name in embedded.scripts ? Promise.resolve(embedded.scripts[name])
+      return name in embedded.scripts
+        ? Promise.resolve(embedded.scripts[name])
         : Promise.reject(new Error(`${name} is not part of this file`));
     }
     return loadScript(this.base + key + (version ? `?v=${version}` : ""));
@@ -128,7 +147,8 @@ class Atlas {
     const entry = this.byName.get(name);
     if (!entry) return Promise.reject(new Error(`this atlas has no layer ${name}`));
     return this.once(`layer ${name} ${entry.v}`, async () =>
-      this.groups(entry, await this.script(`layers/${name}/layer.js`, name, entry.v)));
+      this.groups(entry, await this.script(`layers/${name}/layer.js`, name, entry.v)),
+    );
   }
   groups(entry, raw) {
     return Object.fromEntries(Object.entries(raw.variants).map(([v, data]) => [v, new Group(this, entry, v, data)]));
@@ -141,7 +161,8 @@ class Atlas {
   /** What only a unit's page needs. */
   async detail(unit) {
     const raw = await this.once(`detail ${unit.layer} ${unit.group.entry.v}`, () =>
-      this.script(`layers/${unit.layer}/detail.js`, `${unit.layer}/detail`, unit.group.entry.v));
+      this.script(`layers/${unit.layer}/detail.js`, `${unit.layer}/detail`, unit.group.entry.v),
+    );
     const columns = raw.variants[unit.variant];
     const row = columns ? channelsOf(columns.channels).indexOf(unit.channel) : -1;
     if (row < 0) return null;
@@ -163,7 +184,8 @@ class Atlas {
       const status = await this.script("run/status.js", "status", Date.now());
       this.live = status.live;
       return status.v;
-    } catch { // a page without a status, or a moment without a network: the next look may find one
+    } catch {
+      // a page without a status, or a moment without a network: the next look may find one
       return "";
     }
   }
@@ -191,51 +213,4 @@ function otherAtlas(base) {
   }
   if (!others.has(base)) others.set(base, new Atlas(base).open());
   return others.get(base);
-}
-
-/** Squared distance of two descriptions of 24 bytes. */
-function distance(a, i, b, j) {
-  let sum = 0;
-  for (let k = 0; k < 24; k++) { const d = a[i * 24 + k] - b[j * 24 + k]; sum += d * d; }
-  return sum;
-}
-
-/** The living units of the groups that look most like one, nearest first. */
-function lookAlikes(unit, groups, most) {
-  const found = [];
-  if (unit.row < 0) return found;
-  for (const group of groups) {
-    for (let row = 0; row < group.channels.length; row++) {
-      if (group.raw.status[row] !== "o" || (group.layer === unit.layer && group.channels[row] === unit.channel)) continue;
-      const far = distance(unit.group.likeness, unit.row, group.likeness, row);
-      if (found.length < most || far < found[found.length - 1].far) {
-        let at = found.findIndex((one) => one.far > far);
-        found.splice(at < 0 ? found.length : at, 0, { far, group, channel: group.channels[row] });
-        found.length = Math.min(found.length, most);
-      }
-    }
-  }
-  return found.map((one) => one.group.unit(one.channel));
-}
-
-/** Orders units so that neighbours look alike: always on to the nearest one that is left. */
-function chain(units) {
-  const left = units.filter((unit) => unit.row >= 0);
-  const bytes = new Uint8Array(left.length * 24);
-  left.forEach((unit, n) => bytes.set(unit.group.likeness.subarray(unit.row * 24, unit.row * 24 + 24), n * 24));
-  const open = left.map((_, n) => n);
-  const order = [];
-  let here = 0;
-  while (open.length) {
-    let best = 0, far = Infinity;
-    for (let k = 0; k < open.length; k++) {
-      const d = distance(bytes, here, bytes, open[k]);
-      if (d < far) { far = d; best = k; }
-    }
-    here = open[best];
-    open[best] = open[open.length - 1];
-    open.pop();
-    order.push(left[here]);
-  }
-  return [...order, ...units.filter((unit) => unit.row < 0)];
 }

@@ -7,10 +7,12 @@ function fill(node, attributes, children) {
     if (value === undefined || value === null || value === false) continue;
     if (name === "text") node.textContent = value;
     else if (name === "on") for (const [event, handler] of Object.entries(value)) node.addEventListener(event, handler);
-    else if (name === "style") for (const [property, text] of Object.entries(value)) node.style.setProperty(property, text);
+    else if (name === "style")
+      for (const [property, text] of Object.entries(value)) node.style.setProperty(property, text);
     else node.setAttribute(name, value === true ? "" : String(value));
   }
-  for (const child of children.flat(3)) if (child !== null && child !== undefined && child !== false) node.append(child);
+  for (const child of children.flat(3))
+    if (child !== null && child !== undefined && child !== false) node.append(child);
   return node;
 }
 
@@ -26,14 +28,26 @@ const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : 
 /** Runs the function at most once per frame, whatever calls it. */
 function eachFrame(action) {
   let waiting = 0;
-  return () => { if (!waiting) waiting = requestAnimationFrame(() => { waiting = 0; action(); }); };
+  return () => {
+    if (!waiting)
+      waiting = requestAnimationFrame(() => {
+        waiting = 0;
+        action();
+      });
+  };
 }
 
 /** Calls back once when the element first comes near the screen. */
 function whenNear(element, action, margin = "300px") {
-  const watch = new IntersectionObserver((entries) => {
-    if (entries.some((entry) => entry.isIntersecting)) { watch.disconnect(); action(); }
-  }, { rootMargin: margin });
+  const watch = new IntersectionObserver(
+    (entries) => {
+      if (entries.some((entry) => entry.isIntersecting)) {
+        watch.disconnect();
+        action();
+      }
+    },
+    { rootMargin: margin },
+  );
   watch.observe(element);
 }
 
@@ -70,12 +84,20 @@ const copyButton = (label, text, more) =>
 
 /** A row of exclusive choices: [[value, label, title], ...]. */
 function choices(label, options, current, choose) {
-  return h("div", { class: "choices", role: "group", "aria-label": label }, options.map(([value, text, title]) =>
-    button(text, () => choose(value), { "aria-pressed": value === current ? "true" : "false", title })));
+  return h(
+    "div",
+    { class: "choices", role: "group", "aria-label": label },
+    options.map(([value, text, title]) =>
+      button(text, () => choose(value), { "aria-pressed": value === current ? "true" : "false", title }),
+    ),
+  );
 }
 
 function select(label, options, current, choose) {
-  const field = h("select", { "aria-label": label, on: { change: () => choose(field.value) } },
-    options.map(([value, text]) => h("option", { value, selected: value === current }, text)));
+  const field = h(
+    "select",
+    { "aria-label": label, on: { change: () => choose(field.value) } },
+    options.map(([value, text]) => h("option", { value, selected: value === current }, text)),
+  );
   return field;
 }

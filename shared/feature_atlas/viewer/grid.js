@@ -25,13 +25,19 @@ class LayerPage {
     this.show();
     return true;
   }
-  leave() { this.grid.leave(); }
+  leave() {
+    this.grid.leave();
+  }
   build() {
     const units = this.group.units;
     const { v, sort, f, s } = this.options;
     const beside = this.options.w || this.other ? (unit, px) => this.twin(unit, px) : null;
     this.arrange = new Arrange(this.options, units, (changes) => this.app.set(changes));
-    this.grid = new Grid({ label: `${plural(units.length, "channel")} of ${this.name}; arrow keys move, Enter opens`, carry: { v, sort, f, s }, beside });
+    this.grid = new Grid({
+      label: `${plural(units.length, "channel")} of ${this.name}; arrow keys move, Enter opens`,
+      carry: { v, sort, f, s },
+      beside,
+    });
     this.element.append(this.head(units), this.arrange.element, this.grid.element);
     this.show();
   }
@@ -47,8 +53,11 @@ class LayerPage {
     const later = window.requestIdleCallback || ((action) => setTimeout(action, 300));
     later(() => {
       const size = sheetFor(this.grid.px);
-      const urls = new Set(this.group.channels.filter((channel, n, all) => !n || Math.floor(channel / BLOCK) !== Math.floor(all[n - 1] / BLOCK))
-        .map((channel) => place(this.group.unit(channel), size).url));
+      const urls = new Set(
+        this.group.channels
+          .filter((channel, n, all) => !n || Math.floor(channel / BLOCK) !== Math.floor(all[n - 1] / BLOCK))
+          .map((channel) => place(this.group.unit(channel), size).url),
+      );
       if (size < 128) for (const url of urls) new Image().src = url;
     });
   }
@@ -57,7 +66,9 @@ class LayerPage {
     const groups = this.other || this.groups;
     const group = groups[this.options.w || this.group.variant];
     const node = h("span");
-    return group ? showOn(node, group.unit(unit.channel), px, this.options.z === "full") : fill(node, { "data-state": "missing" }, []);
+    return group
+      ? showOn(node, group.unit(unit.channel), px, this.options.z === "full")
+      : fill(node, { "data-state": "missing" }, []);
   }
   neighbour(step) {
     const layers = this.app.atlas.layers;
@@ -73,51 +84,94 @@ class LayerPage {
     for (const unit of units) states[unit.state] = (states[unit.state] || 0) + 1;
     const facts = [entry.kind, plural(entry.total, "channel")];
     if (units.length < entry.total) facts.push(`${count(units.length)} planned`);
-    for (const state of ["dead", "nan", "failed", "missing"]) if (states[state]) facts.push(`${count(states[state])} ${state}`);
+    for (const state of ["dead", "nan", "failed", "missing"])
+      if (states[state]) facts.push(`${count(states[state])} ${state}`);
     const step = (by, glyph) => {
       const next = this.neighbour(by);
-      return next ? h("a", { class: "quiet", href: this.app.layerLink(next.name, this.options), title: `${next.name} (${by < 0 ? "[" : "]"})` }, by < 0 ? `${glyph} ${next.name}` : `${next.name} ${glyph}`) : "";
+      return next
+        ? h(
+            "a",
+            {
+              class: "quiet",
+              href: this.app.layerLink(next.name, this.options),
+              title: `${next.name} (${by < 0 ? "[" : "]"})`,
+            },
+            by < 0 ? `${glyph} ${next.name}` : `${next.name} ${glyph}`,
+          )
+        : "";
     };
-    return h("header", { class: "lead" },
+    return h(
+      "header",
+      { class: "lead" },
       h("nav", { class: "steps", "aria-label": "layers" }, step(-1, "←"), h("span", { class: "push" }), step(1, "→")),
       h("h1", { class: "mono" }, this.name),
-      h("div", { class: "bar" },
+      h(
+        "div",
+        { class: "bar" },
         h("p", { class: "facts" }, h("span", {}, facts.join(" · "))),
         h("span", { class: "push" }),
         this.compareWith(),
-        copyButton("Python", () => this.app.snippet(this.group.unit(units[0].channel), true)),
-        this.downloads(units)));
+        copyButton("Python", () => layerProgram(this.app.atlas, units[0])),
+        this.downloads(units),
+      ),
+    );
   }
   compareWith() {
     const names = Object.keys(this.groups).filter((name) => name !== this.group.variant);
     if (!names.length && !this.options.b) return "";
-    return select("beside", [["", this.other ? `beside ${this.options.b}` : "beside …"], ...names.map((name) => [name, `beside ${name}`])],
-      this.options.w || "", (w) => this.app.set({ w }));
+    return select(
+      "beside",
+      [["", this.other ? `beside ${this.options.b}` : "beside …"], ...names.map((name) => [name, `beside ${name}`])],
+      this.options.w || "",
+      (w) => this.app.set({ w }),
+    );
   }
   downloads(units) {
     if (embedded) return "";
     const blocks = [...new Set(units.map((unit) => Math.floor(unit.channel / BLOCK)))];
-    return h("details", { class: "menu" }, h("summary", {}, "Download"), h("div", {},
-      h("p", { class: "note" }, "All masters, 256 channels a file:"),
-      blocks.map((block) => {
-        const last = Math.min(this.group.entry.total, (block + 1) * BLOCK) - 1;
-        return h("a", { href: this.app.atlas.url(`packs/${this.group.variant}/${this.name}/${String(block).padStart(3, "0")}.tar`), download: "" }, `channels ${block * BLOCK} to ${last} (.tar)`);
-      }),
-      h("a", { href: this.app.atlas.url(`layers/${this.name}/layer.json`) }, "numbers and hashes (.json)")));
+    return h(
+      "details",
+      { class: "menu" },
+      h("summary", {}, "Download"),
+      h(
+        "div",
+        {},
+        h("p", { class: "note" }, "All masters, 256 channels a file:"),
+        blocks.map((block) => {
+          const last = Math.min(this.group.entry.total, (block + 1) * BLOCK) - 1;
+          return h(
+            "a",
+            {
+              href: this.app.atlas.url(
+                `packs/${this.group.variant}/${this.name}/${String(block).padStart(3, "0")}.tar`,
+              ),
+              download: "",
+            },
+            `channels ${block * BLOCK} to ${last} (.tar)`,
+          );
+        }),
+        h("a", { href: this.app.atlas.url(`layers/${this.name}/layer.json`) }, "numbers and hashes (.json)"),
+      ),
+    );
   }
   keys() {
     const set = (changes) => this.app.set(changes);
     const order = ["channel", "normalized", "gain", "robust", "hue", "high_frequency", "likeness"];
     return {
-      "[": () => this.go(-1), "]": () => this.go(1),
-      "+": () => set(zoomed(this, 1)), "=": () => set(zoomed(this, 1)), "-": () => set(zoomed(this, -1)),
+      "[": () => this.go(-1),
+      "]": () => this.go(1),
+      "+": () => set(zoomed(this, 1)),
+      "=": () => set(zoomed(this, 1)),
+      "-": () => set(zoomed(this, -1)),
       s: () => {
         const measure = (this.options.sort || "channel").replace(/^-/, "");
         const next = order[(order.indexOf(measure) + 1) % order.length];
         set({ sort: next === "channel" ? "" : naturally(next), f: "" });
         say(`sorted by ${MEASURES[next][0]}`);
       },
-      Escape: () => { location.hash = this.app.link("/", { v: this.options.v }); },
+      Escape: () => {
+        location.hash = this.app.link("/", { v: this.options.v });
+      },
     };
   }
 }

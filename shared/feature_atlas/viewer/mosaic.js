@@ -5,7 +5,8 @@ const sheetImages = new Map();
 /** The decoded sheet, from a small store of the last used ones. */
 function sheetImage(url) {
   let image = sheetImages.get(url);
-  if (image) sheetImages.delete(url); // to the end: used last
+  if (image)
+    sheetImages.delete(url); // to the end: used last
   else {
     image = new Image();
     image.decoding = "async";
@@ -29,7 +30,11 @@ function paintState(pen, state, x, y, size, paint) {
   pen.strokeStyle = pen.fillStyle = paint.line;
   pen.lineWidth = 1;
   pen.beginPath();
-  if (state === "failed") for (let k = 4; k < 2 * size; k += 4) { pen.moveTo(x + Math.max(0, k - size), y + Math.min(size, k)); pen.lineTo(x + Math.min(size, k), y + Math.max(0, k - size)); }
+  if (state === "failed")
+    for (let k = 4; k < 2 * size; k += 4) {
+      pen.moveTo(x + Math.max(0, k - size), y + Math.min(size, k));
+      pen.lineTo(x + Math.min(size, k), y + Math.max(0, k - size));
+    }
   else if (state !== "missing") pen.arc(x + size / 2, y + size / 2, size / 6, 0, 7);
   pen.stroke();
 }
@@ -55,15 +60,25 @@ function mosaic(units, columns, carry, from = 0, size = 16) {
     spot.index = from + n;
     spot.href = unitLink(unit, carry);
     spot.setAttribute("aria-label", describe(unit));
-    Object.assign(spot.style, { left: `${(n % columns) * size}px`, top: `${Math.floor(n / columns) * size}px`, width: `${size}px`, height: `${size}px` });
+    Object.assign(spot.style, {
+      left: `${(n % columns) * size}px`,
+      top: `${Math.floor(n / columns) * size}px`,
+      width: `${size}px`,
+      height: `${size}px`,
+    });
   };
   frame.addEventListener("pointermove", (event) => {
     const box = canvas.getBoundingClientRect();
-    const column = Math.floor((event.clientX - box.left) / size), line = Math.floor((event.clientY - box.top) / size);
+    const column = Math.floor((event.clientX - box.left) / size),
+      line = Math.floor((event.clientY - box.top) / size);
     if (column >= 0 && column < columns && line >= 0) put(line * columns + column);
   });
   frame.addEventListener("pointerdown", (event) => frame.dispatchEvent(new PointerEvent("pointermove", event)));
-  frame.focusOn = (index) => { put(index - from); spot.tabIndex = 0; spot.focus({ preventScroll: true }); };
+  frame.focusOn = (index) => {
+    put(index - from);
+    spot.tabIndex = 0;
+    spot.focus({ preventScroll: true });
+  };
   put(0);
   return frame;
 }
@@ -73,8 +88,12 @@ function paintUnits(pen, units, columns, size) {
   const cut = sheetFor(size);
   const bySheet = new Map();
   units.forEach((unit, n) => {
-    const x = (n % columns) * size, y = Math.floor(n / columns) * size;
-    if (unit.state !== "ok") { paintState(pen, unit.state, x, y, size, paint); return; }
+    const x = (n % columns) * size,
+      y = Math.floor(n / columns) * size;
+    if (unit.state !== "ok") {
+      paintState(pen, unit.state, x, y, size, paint);
+      return;
+    }
     pen.fillStyle = paint.cell;
     pen.fillRect(x, y, size, size);
     const { url, column, row } = place(unit, cut);
@@ -83,8 +102,12 @@ function paintUnits(pen, units, columns, size) {
   });
   for (const [url, parts] of bySheet) {
     const image = sheetImage(url);
-    image.ready.then(() => {
-      for (const [column, row, x, y] of parts) pen.drawImage(image, column * cut, row * cut, cut, cut, x, y, size, size);
-    }, () => {});
+    image.ready.then(
+      () => {
+        for (const [column, row, x, y] of parts)
+          pen.drawImage(image, column * cut, row * cut, cut, cut, x, y, size, size);
+      },
+      () => {},
+    );
   }
 }

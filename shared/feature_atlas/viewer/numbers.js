@@ -86,8 +86,12 @@ const arranged = (units, options) =>
 /** Bar heights of a histogram: {least, greatest, bars}. */
 function histogram(values, bars = 48) {
   const numbers = values.filter((value) => value !== null);
-  let least = Infinity, greatest = -Infinity;
-  for (const value of numbers) { least = Math.min(least, value); greatest = Math.max(greatest, value); }
+  let least = Infinity,
+    greatest = -Infinity;
+  for (const value of numbers) {
+    least = Math.min(least, value);
+    greatest = Math.max(greatest, value);
+  }
   const heights = new Array(bars).fill(0);
   const width = (greatest - least) / bars || 1;
   for (const value of numbers) heights[Math.min(bars - 1, Math.floor((value - least) / width))]++;
@@ -99,14 +103,23 @@ function histogramPicture(told, { width = 200, height = 36, mark = null, from = 
   const top = Math.max(...told.bars, 1);
   const step = width / told.bars.length;
   const place = (value) => ((value - told.least) / (told.greatest - told.least || 1)) * width;
-  return svg("svg", { class: "histogram", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
+  return svg(
+    "svg",
+    { class: "histogram", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     told.bars.map((bar, n) => {
       const middle = told.least + ((n + 0.5) / told.bars.length) * (told.greatest - told.least);
       const out = (from !== null && middle < from) || (to !== null && middle > to);
       const tall = bar ? Math.max(1.5, (bar / top) * (height - 2)) : 0;
-      return svg("rect", { x: n * step, y: height - tall, width: Math.max(0.5, step - 1), height: tall, class: out ? "out" : "in" });
+      return svg("rect", {
+        x: n * step,
+        y: height - tall,
+        width: Math.max(0.5, step - 1),
+        height: tall,
+        class: out ? "out" : "in",
+      });
     }),
-    mark === null ? null : svg("line", { x1: place(mark), x2: place(mark), y1: 0, y2: height, class: "mark" }));
+    mark === null ? null : svg("line", { x1: place(mark), x2: place(mark), y1: 0, y2: height, class: "mark" }),
+  );
 }
 
 /** The course of an optimisation: mean as a line, from least to greatest as a band, the chosen step as a dot. */
@@ -117,10 +130,19 @@ function curvePicture(curve, bestStep, { width = 320, height = 90 } = {}) {
   const points = bytes.length / 3;
   const x = (n) => 3 + (n / Math.max(1, points - 1)) * (width - 6);
   const y = (value) => height - 3 - (value / 255) * (height - 6);
-  const line = (from) => Array.from({ length: points }, (_, n) => `${x(n).toFixed(1)},${y(bytes[from + n]).toFixed(1)}`);
+  const line = (from) =>
+    Array.from({ length: points }, (_, n) => `${x(n).toFixed(1)},${y(bytes[from + n]).toFixed(1)}`);
   const at = clamp(Math.round(((bestStep - first) / (last - first || 1)) * (points - 1)), 0, points - 1);
-  return svg("svg", { class: "curve", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `activation over steps ${first} to ${last}` },
+  return svg(
+    "svg",
+    {
+      class: "curve",
+      viewBox: `0 0 ${width} ${height}`,
+      role: "img",
+      "aria-label": `activation over steps ${first} to ${last}`,
+    },
     svg("polygon", { class: "band", points: [...line(points), ...line(2 * points).reverse()].join(" ") }),
     svg("polyline", { class: "mean", points: line(0).join(" ") }),
-    svg("circle", { class: "best", cx: x(at), cy: y(bytes[at]), r: 3.2 }));
+    svg("circle", { class: "best", cx: x(at), cy: y(bytes[at]), r: 3.2 }),
+  );
 }

@@ -1,10 +1,15 @@
 /* The whole network: every layer as a strip, as a mosaic, or all units in one grid. */
 
-const MODES = [["", "Strips", "a sample of every layer"], ["mosaic", "Mosaic", "every channel at 16 pixels"], ["all", "All channels", "one grid to sort and filter across layers"]];
+const MODES = [
+  ["", "Strips", "a sample of every layer"],
+  ["mosaic", "Mosaic", "every channel at 16 pixels"],
+  ["all", "All channels", "one grid to sort and filter across layers"],
+];
 
 /** "layer1.0.conv2" with what it shares with the layer before it set back. */
 function layerLabel(name, previous = "") {
-  const mine = name.split("."), theirs = previous.split(".");
+  const mine = name.split("."),
+    theirs = previous.split(".");
   let shared = 0;
   while (shared < mine.length - 1 && mine[shared] === theirs[shared]) shared++;
   const head = mine.slice(0, shared).join(".");
@@ -15,16 +20,23 @@ class Overview {
   constructor(app, options) {
     Object.assign(this, { app, options });
     this.element = h("div", { class: "overview" });
-    this.watch = new ResizeObserver((entries) => { for (const { target } of entries) target.reflow(); });
+    this.watch = new ResizeObserver((entries) => {
+      for (const { target } of entries) target.reflow();
+    });
     this.title = "";
     this.build();
   }
-  get variant() { return this.app.variantOf(this.options); }
+  get variant() {
+    return this.app.variantOf(this.options);
+  }
   update(options) {
     const same = ["m", "v"].every((name) => (options[name] || "") === (this.options[name] || ""));
     this.options = options;
     if (!same) this.build();
-    else if (this.arrange) { this.arrange.update(options); this.fillAll(); }
+    else if (this.arrange) {
+      this.arrange.update(options);
+      this.fillAll();
+    }
     return true;
   }
   leave() {
@@ -50,17 +62,27 @@ class Overview {
       counts.failed ? [count(counts.failed), "failed"] : null,
       [about.license, ""],
     ].filter(Boolean);
-    return h("header", { class: "lead" },
+    return h(
+      "header",
+      { class: "lead" },
       h("h1", {}, about.title),
-      h("p", { class: "facts" }, facts.map(([strong, rest]) => h("span", {}, h("b", {}, strong), rest && ` ${rest}`)),
-        this.app.atlas.live ? h("span", { class: "live" }, "rendering now") : ""),
-      h("div", { class: "bar" },
+      h(
+        "p",
+        { class: "facts" },
+        facts.map(([strong, rest]) => h("span", {}, h("b", {}, strong), rest && ` ${rest}`)),
+        this.app.atlas.live ? h("span", { class: "live" }, "rendering now") : "",
+      ),
+      h(
+        "div",
+        { class: "bar" },
         choices("view", MODES, mode, (m) => this.app.set({ m })),
         h("span", { class: "push" }),
         button("Random", () => this.app.random(), { class: "quiet", title: "a channel by chance (r)" }),
-        copyButton("Python", () => this.app.snippet(null), { title: "copy how to open this atlas in Python" }),
-        copyButton("Citation", () => this.app.citation(null), { title: "copy how to cite this atlas" }),
-        embedded ? "" : h("a", { class: "quiet", href: "contact-sheet.png" }, "Contact sheet")));
+        copyButton("Python", () => atlasProgram(this.app.atlas), { title: "copy how to open this atlas in Python" }),
+        copyButton("Citation", () => citation(this.app.atlas), { title: "copy how to cite this atlas" }),
+        embedded ? "" : h("a", { class: "quiet", href: "contact-sheet.png" }, "Contact sheet"),
+      ),
+    );
   }
   row(entry, n, mode) {
     const layers = this.app.atlas.layers;
@@ -73,11 +95,26 @@ class Overview {
     if (told && told.dead) notes.push(`${count(told.dead)} dead`);
     if (told && told.failed) notes.push(`${count(told.failed)} failed`);
     const pictures = h("div", { class: "pictures" });
-    const row = h("section", { class: `layer${first ? " first" : ""}${told ? "" : " absent"}` },
-      h("h2", {}, h("a", { href: this.app.layerLink(entry.name, { v: this.options.v }), title: entry.name }, layerLabel(entry.name, first ? "" : previous))),
-      h("p", { class: "note" }, notes.join(" · "),
-        told && told.done < planned ? h("span", { class: "progress", style: { "--share": told.done / planned } }) : ""),
-      pictures);
+    const row = h(
+      "section",
+      { class: `layer${first ? " first" : ""}${told ? "" : " absent"}` },
+      h(
+        "h2",
+        {},
+        h(
+          "a",
+          { href: this.app.layerLink(entry.name, { v: this.options.v }), title: entry.name },
+          layerLabel(entry.name, first ? "" : previous),
+        ),
+      ),
+      h(
+        "p",
+        { class: "note" },
+        notes.join(" · "),
+        told && told.done < planned ? h("span", { class: "progress", style: { "--share": told.done / planned } }) : "",
+      ),
+      pictures,
+    );
     if (told && mode === "mosaic") this.mosaic(entry, pictures, planned);
     else if (told) this.strip(entry, told, pictures);
     return row;
@@ -86,13 +123,32 @@ class Overview {
     const url = this.app.atlas.url(`sheets/strip/${this.variant}/${entry.name}/strip.webp`, told.strip_v);
     const carry = { v: this.options.v };
     const many = told.strip.length;
-    const links = told.strip.map((channel, n) => h("a", {
-      class: "cell", href: this.app.unitPath(entry.name, channel, carry), "aria-label": `${entry.name} channel ${channel}`, tabindex: n ? -1 : undefined,
-      style: { "background-size": `${many * 100}% 100%`, "background-position": `${many > 1 ? (n / (many - 1)) * 100 : 0}% 0` },
-    }, h("span", { class: "tag", "aria-hidden": "true" }, String(channel))));
+    const links = told.strip.map((channel, n) =>
+      h(
+        "a",
+        {
+          class: "cell",
+          href: this.app.unitPath(entry.name, channel, carry),
+          "aria-label": `${entry.name} channel ${channel}`,
+          tabindex: n ? -1 : undefined,
+          style: {
+            "background-size": `${many * 100}% 100%`,
+            "background-position": `${many > 1 ? (n / (many - 1)) * 100 : 0}% 0`,
+          },
+        },
+        h("span", { class: "tag", "aria-hidden": "true" }, String(channel)),
+      ),
+    );
     pictures.append(...links);
-    if (!many) pictures.append(h("span", { class: "note empty" }, told.done ? "nothing alive here" : "not rendered yet"));
-    whenNear(pictures, () => { for (const link of links) link.style.backgroundImage = cssUrl(url); }, "600px");
+    if (!many)
+      pictures.append(h("span", { class: "note empty" }, told.done ? "nothing alive here" : "not rendered yet"));
+    whenNear(
+      pictures,
+      () => {
+        for (const link of links) link.style.backgroundImage = cssUrl(url);
+      },
+      "600px",
+    );
   }
   mosaic(entry, pictures, planned) {
     const draw = async () => {
@@ -109,7 +165,10 @@ class Overview {
       pictures.columns = columns;
       pictures.style.minHeight = `${Math.ceil(planned / columns) * 16}px`;
       if (pictures.drawn) draw();
-      else if (!pictures.waits) { pictures.waits = true; whenNear(pictures, draw, "500px"); }
+      else if (!pictures.waits) {
+        pictures.waits = true;
+        whenNear(pictures, draw, "500px");
+      }
     };
   }
   async buildAll() {
@@ -118,7 +177,11 @@ class Overview {
     if (this.options.m !== "all") return;
     this.units = network.flatMap((groups) => (groups[this.variant] ? groups[this.variant].units : []));
     this.arrange = new Arrange(this.options, this.units, (changes) => this.app.set(changes));
-    this.grid = new Grid({ label: "all channels; arrow keys move", carry: { v: this.options.v }, tag: (unit) => unit.address });
+    this.grid = new Grid({
+      label: "all channels; arrow keys move",
+      carry: { v: this.options.v },
+      tag: (unit) => unit.address,
+    });
     this.body.replaceChildren(this.arrange.element, this.grid.element);
     this.fillAll();
   }
