@@ -255,7 +255,7 @@ def test_a_unit_shows_its_picture_its_numbers_and_where_it_comes_from(visitor: V
         sidecar.sha256[:16],
         "CC-BY-4.0",
         "regularised",
-        "160 at 24 × 24 pixels",
+        f"{record.job.recipe.steps} at 24 × 24 pixels",
     ):
         assert wanted in text
     assert f"number {1 + sum(a > b for a, b in _against(folder))} of 300" in text or "strongest" in text
