@@ -1,0 +1,131 @@
+"""A picture depends on its own job: not on its neighbours, their order, the batch it came in, or the process."""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from feature_atlas.presets import preset
+from feature_atlas.spec import Recipe
+from feature_atlas_worker import builtin
+from feature_atlas_worker.models import VisionModel
+from feature_atlas_worker.render import Target, Visualization, render
+from tests import networks
+
+ROOT = Path(__file__).parents[2]
+
+
+def default(size: int, steps: int, **changes: object) -> Recipe:
+    """The default preset, small; its shifts shrink with it."""
+    whole = preset("regularised")
+    fits = {"jitter": tuple(pixels * size / 128 for pixels in whole.jitter), "coarse_steps": min(whole.coarse_steps, 4)}
+    return preset("regularised", {"size": size, "steps": steps, **fits, **changes})
+
+
+def rendered(
+    channels: Sequence[int], batch: int, recipe: Recipe | None = None, made: networks.Made | None = None
+) -> list[Visualization]:
+    model = VisionModel(*(made or networks.toy()))
+    return render(model, [Target("relu2", c) for c in channels], recipe or default(24, 20), batch=batch)
+
+
+def same(one: Visualization, other: Visualization) -> bool:
+    """Every bit of the picture and every number."""
+    numbers = [(v.target, v.status, v.reason, v.attempts, v.activation, v.best_step, v.curve) for v in (one, other)]
+    return numbers[0] == numbers[1] and np.array_equal(one.images, other.images)
+
+
+def digest(found: Sequence[Visualization]) -> str:
+    return hashlib.sha256(b"".join(v.images.tobytes() for v in found)).hexdigest()
+
+
+def test_alone_in_a_padded_batch_is_bit_equal_to_in_company() -> None:
+    together = rendered(range(8), 8)
+    assert len({digest([v]) for v in together}) == 8
+    for channel in (0, 3, 7):
+        (alone,) = rendered([channel], 8)
+        assert same(alone, together[channel])
+
+
+def test_order_does_not_matter() -> None:
+    forth, back = rendered(range(7), 7), rendered([*range(6, -1, -1)], 7)
+    assert all(same(one, other) for one, other in zip(forth, reversed(back), strict=True))
+
+
+def test_neither_does_where_the_batches_are_cut() -> None:
+    whole, cut = rendered(range(10), 4), rendered(range(3, 10), 4)  # what a resume after three jobs renders
+    assert all(same(one, other) for one, other in zip(whole[3:], cut, strict=True))
+
+
+def test_neither_do_neighbours_that_are_tried_again() -> None:
+    made = networks.dead()
+    channels = [networks.DEAD, 0, 5]
+    together = rendered(channels, 3, default(24, 10), made)
+    assert [v.attempts for v in together] == [3, 1, 1]
+    for place, channel in enumerate(channels):
+        (alone,) = rendered([channel], 3, default(24, 10), made)
+        assert same(alone, together[place])
+
+
+def test_neither_do_neighbours_that_must_be_woken() -> None:
+    """Redirection is granted image by image."""
+    made = networks.toy()
+    with torch.no_grad():
+        made[0].get_submodule("conv2").bias[4:8] -= 0.8  # type: ignore[index,operator]  # asleep near grey
+    recipe = default(24, 20, redirect=4)
+    together = rendered(range(3, 7), 4, recipe, made)
+    starts = [v.activation.start for v in together if v.activation]
+    assert starts[0] > 0 and starts[1:] == [0, 0, 0] and "ok" in {v.status for v in together[1:]}
+    for place, channel in enumerate(range(3, 7)):
+        (alone,) = rendered([channel], 4, recipe, made)
+        assert same(alone, together[place])
+
+
+def test_diverse_images_belong_to_their_job_alone() -> None:
+    recipe = default(24, 10, images=3, diversity=1.0)
+    together = rendered(range(4), 4, recipe)
+    (alone,) = rendered([2], 4, recipe)
+    assert same(alone, together[2])
+
+
+def test_another_process_draws_the_same() -> None:
+    code = (
+        "from tests.worker.test_independence import digest, rendered\n"
+        "print(digest(rendered([5, 2], 2)))"
+    )  # fmt: skip
+    command = [sys.executable, "-c", code]
+    there = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=True)
+    assert there.stdout.strip() == digest(rendered([5, 2], 2))
+
+
+def test_the_global_random_state_is_neither_read_nor_moved() -> None:
+    torch.manual_seed(1)
+    first, state = digest(rendered([1], 1)), torch.get_rng_state()
+    torch.rand(5)
+    assert digest(rendered([1], 1)) == first
+    torch.manual_seed(1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def psnr(one: Visualization, other: Visualization) -> float:
+    error = float(((one.images.astype(float) - other.images) ** 2).mean())
+    return 10 * float(np.log10(255**2 / error)) if error else np.inf
+
+
+def test_another_batch_shape_changes_a_picture_only_within_bounds() -> None:
+    """Sums may run in another order then, and the ascent amplifies it."""
+    model, recipe = VisionModel(*builtin.load("demo")), default(48, 48)
+    wanted = [Target("conv5", channel) for channel in range(8)]
+    together = render(model, wanted, recipe, batch=8)
+    pairs = [(render(model, [v.target], recipe, batch=1)[0], v) for v in together[:5]]
+    assert np.median([psnr(alone, v) for alone, v in pairs]) >= 30
+    for alone, v in pairs:
+        assert alone.activation is not None and v.activation is not None
+        assert alone.activation.best == pytest.approx(v.activation.best, rel=0.02)
