@@ -10,10 +10,13 @@ from __future__ import annotations
 
 import errno
 import functools
+import json
 import os
 import signal
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,25 @@ class Disk(DirectoryStore):
         super()._write(path, data)
 
 
+def count_requests(folder: Path) -> None:
+    """Keeps count of the S3 client's calls in a file per process."""
+    from feature_atlas.s3 import S3Store
+
+    counts, call, lock = Counter[str](), S3Store._call, threading.Lock()
+
+    def counted(self: S3Store, verb: str, key: str, operation: str, **arguments: Any) -> Any:
+        with lock:
+            counts[operation] += 1
+            if sum(counts.values()) % 50 == 0:
+                (folder / f"requests-{os.getpid()}.json").write_text(json.dumps(counts))
+        return call(self, verb, key, operation, **arguments)
+
+    S3Store._call = counted  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
+    if "TEST_REQUESTS" in os.environ:
+        count_requests(Path(os.environ["TEST_REQUESTS"]))
     store.DirectoryStore = Disk  # type: ignore[misc]
     child.Executor = functools.partial(Executor, render=render, load=load)  # type: ignore[misc, assignment]
     from feature_atlas_worker.app import main
