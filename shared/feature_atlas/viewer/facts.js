@@ -108,6 +108,9 @@ function numberFacts(unit, detail) {
   ];
 }
 
+const brieflyListed = (names) =>
+  names.length > 3 ? `${names.slice(0, 2).join(", ")} and ${names.length - 2} more` : names.join(", ");
+
 function recipeFacts(unit) {
   const told = unit.atlas.about.variants[unit.variant];
   const { fields } = told;
@@ -120,7 +123,7 @@ function recipeFacts(unit) {
         h("b", {}, unit.variant),
         told.preset === unit.variant
           ? ""
-          : ` (${told.preset}${told.changes.length ? ` but ${told.changes.join(", ")}` : ""})`,
+          : ` (${told.preset}${told.changes.length ? ` but ${brieflyListed(told.changes)}` : ""})`,
       ),
       fact("objective", `${fields.sign < 0 ? "least" : "most"} of the ${fields.objective}`),
       fact("steps", `${count(fields.steps)} at ${fields.size.join(" × ")} pixels`),
