@@ -3,7 +3,8 @@
 Everything but the optimisation is the worker's own: Celery, claims, leases, executor, uploads.  The layer's name says
 what happens: ``poison...`` kills the process, ``flaky...`` raises the first two times, ``broken...`` raises always,
 ``slow...`` takes a fifth of a second per picture.  The environment: TEST_LOG gets one line per picture drawn,
-TEST_SECONDS is the time for one, and as long as the file TEST_FULL exists no picture can be written.
+TEST_SECONDS is the time for one; as long as the file TEST_FULL exists no picture can be written, and as long as
+TEST_STALL exists no message is taken.
 """
 
 from __future__ import annotations
@@ -106,11 +107,22 @@ def count_requests(folder: Path) -> None:
     S3Store._call = counted  # type: ignore[method-assign]
 
 
+def stall(when: Path) -> None:
+    """The worker that never consumes again, as after an ack that failed: for as long as the file exists."""
+    from feature_atlas_worker.transport import Channel
+
+    begin = Channel._brpop_start
+    Channel._brpop_start = lambda self, timeout=None: None if when.exists() else begin(self, timeout)
+
+
 if __name__ == "__main__":
     if "TEST_REQUESTS" in os.environ:
         count_requests(Path(os.environ["TEST_REQUESTS"]))
     store.DirectoryStore = Disk  # type: ignore[misc]
-    child.Executor = functools.partial(Executor, render=render, load=load)  # type: ignore[misc, assignment]
+    child.Executor = functools.partial(Executor, render=render)  # type: ignore[misc, assignment]
+    child.Preloader = functools.partial(child.Preloader, load)  # type: ignore[misc, assignment]
+    if "TEST_STALL" in os.environ:
+        stall(Path(os.environ["TEST_STALL"]))
     from feature_atlas_worker.app import main
 
     main(*sys.argv[1:2])

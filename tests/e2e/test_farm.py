@@ -23,6 +23,7 @@ from feature_atlas.messages import ATLASES, MALFORMED, QUEUE, UNACKED, attempts_
 from feature_atlas.monitor import queue_status
 from feature_atlas.queue import Template, make_app
 from feature_atlas.spec import Unit
+from feature_atlas_worker.supervise import Supervisor
 from tests.e2e.farm import Farm, grow
 from tests.servers import CephGateway, RedisServer, wait_until
 
@@ -340,6 +341,23 @@ def test_workers_of_different_batches_share_one_atlas(build: Build) -> None:
     farm.enqueue()
     farm.wait()
     farm.check()
+
+
+def test_a_worker_that_never_consumes_again_is_noticed_and_started_afresh(build: Build, tmp_path: Path) -> None:
+    stall = tmp_path / "stall"
+    farm = build(
+        {"conv": 5}, environ={"TEST_STALL": str(stall), "FEATURE_ATLAS_WATCHDOG": "1", "FEATURE_ATLAS_GRACE": "1"}
+    )
+    command = [sys.executable, "-m", "tests.e2e.cheap_worker"]
+    stall.touch()
+    farm.enqueue()
+    with Supervisor({"w0": farm.environ}, grace=5, logs=tmp_path, command=command) as supervisor:
+        (member,) = supervisor.members
+        supervisor.run(lambda: bool(member.exits), every=0.1)
+        assert "starts afresh" in (tmp_path / "w0.log").read_text() and len(farm.atlas.done()) == 0
+        stall.unlink()
+        supervisor.run(lambda: len(farm.atlas.done()) == 5, every=0.1)
+    assert len(farm.atlas.done()) == 5
 
 
 def test_plain_celery_runs_the_same_worker(build: Build) -> None:

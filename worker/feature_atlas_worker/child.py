@@ -7,19 +7,23 @@ import os
 import socket
 import time
 from collections import deque
+from collections.abc import Callable
+from typing import cast
 
 import torch
 
 from feature_atlas.broker import open_client
 from feature_atlas.errors import DeviceError
-from feature_atlas.messages import Message, Order, parse
+from feature_atlas.messages import QUEUE, Message, Order, parse
 from feature_atlas.monitor import Beat
 from feature_atlas.queue import Template
 from feature_atlas.settings import Settings
+from feature_atlas.spec import ModelRef
 from feature_atlas_worker.atlases import Atlases
 from feature_atlas_worker.claim import Hand
 from feature_atlas_worker.execute import Executor
 from feature_atlas_worker.lease import Lease
+from feature_atlas_worker.preload import Preloader
 from feature_atlas_worker.pulse import Pulse
 
 log = logging.getLogger(__name__)
@@ -46,6 +50,7 @@ class Child:
         self.refusals = 0
         #: URL -> (until when, why) its model cannot be loaded here.
         self.unfit: dict[str, tuple[float, str]] = {}
+        self.preloader = Preloader()
         self._executor: Executor | None = None
         self._touched = time.monotonic()
         self._recent: deque[float] = deque(maxlen=10_000)
@@ -69,12 +74,26 @@ class Child:
         if self._executor is None:
             executor = Executor(
                 self.settings.device, self.settings.batch, self.beat.worker, self.settings,
-                patience=self.settings.patience,
+                patience=self.settings.patience, load=self.preloader,
             )  # fmt: skip
             _probe(executor.device)
             self._executor = executor
             self.beat = self.beat.model_copy(update={"device": executor.software["device"]})
         return self._executor
+
+    def preload(self, atlas: str) -> None:
+        """Looks what comes next in the queue, and loads its model if that is another."""
+
+        def find() -> tuple[ModelRef, Callable[[str], bytes]] | None:
+            raw = cast("bytes | None", self.client.lindex(QUEUE, -1))
+            order = parse(raw).order if raw else None
+            if order is None or order.atlas == atlas:
+                return None
+            # Of its own, as those of the work belong to the work's thread.
+            found = Atlases(self.client, self.settings.allowed_stores).open(order.atlas)
+            return found.file.model, found.store.get
+
+        self.preloader.begin(find, self.settings.allowed_models)
 
     def touch(self) -> None:
         """Something moves: a step was done, a turn began or ended."""

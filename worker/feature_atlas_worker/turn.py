@@ -89,6 +89,8 @@ class Turn:
         self.child.served.add(self.order.atlas)
         size = executor.sizes.of(first)
         todo = self._not_done([first, *self._claim(size)])
+        if len(self._messages) < size:  # the group is at its end
+            self.child.preload(atlas.url)
         before = self.child.beat.done
         for part in self._parts(todo, size):
             if self.brake.between_batches():

@@ -144,10 +144,11 @@ def run_worker(args: argparse.Namespace) -> int:
     connect(settings.broker).close()
     environ = worker_environ(settings, allowed)
     devices = gpus(args.gpus) if args.gpus else []
+    pid = os.getpid()  # two supervisors on one machine have workers of different names
     environs = {
-        f"gpu{gpu}": {**environ, "CUDA_VISIBLE_DEVICES": gpu, "FEATURE_ATLAS_DEVICE": "cuda"} for gpu in devices
+        f"gpu{gpu}-{pid}": {**environ, "CUDA_VISIBLE_DEVICES": gpu, "FEATURE_ATLAS_DEVICE": "cuda"} for gpu in devices
     }
-    with Supervisor(environs or {f"w{os.getpid()}": environ}, grace=settings.grace) as supervisor:
+    with Supervisor(environs or {f"w-{pid}": environ}, grace=settings.grace) as supervisor:
         return supervisor.run()
 
 
