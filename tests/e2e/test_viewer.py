@@ -154,6 +154,9 @@ def test_the_mosaic_holds_every_channel_and_each_is_a_link(visitor: Visitor) -> 
     canvas = page.locator(".mosaic canvas").first
     box = canvas.bounding_box()
     assert box is not None
+    page.locator(".mosaic .spot").first.focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.unit.channel") == 1
     page.mouse.click(box["x"] + 16 * 7 + 5, box["y"] + 5)
     page.wait_for_selector(".unit-page")
     assert page.url.endswith("#/conv1/7")
@@ -236,6 +239,9 @@ def test_dead_failed_and_missing_channels_are_told_apart(visitor: Visitor) -> No
         for word in ("dead", "failed", "missing")
     }
     assert len(looks) == 3
+    assert "the layer cannot be optimised" in str(
+        page.locator(".cell[data-state=failed]").first.get_attribute("aria-label")
+    )
     page.get_by_role("button", name="failed 3").click()
     page.wait_for_function("() => document.querySelectorAll('.grid .cell').length === 3")
     assert visitor.labels() == [2, 3, 4]

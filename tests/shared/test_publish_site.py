@@ -159,6 +159,7 @@ def test_a_partial_atlas_tells_done_dead_failed_and_missing_apart() -> None:
     assert (told.planned, told.done, told.dead, told.failed) == (20, 13, 2, 3)
     group = read_old(store, "conv1").variants["channel"]  # type: ignore[union-attr]
     assert (group.planned, group.failed) == ("0:20", "2:5")
+    assert group.errors == dict.fromkeys((2, 3, 4), "the layer cannot be optimised")
     assert [row.status for row in group.rows[:2]] == ["dead", "dead"]
     lines = store.get(keys.METADATA).decode().splitlines()
     assert {json.loads(line)["file_name"] for line in lines} == {info.key for info in store.list(keys.IMAGES)}

@@ -12,7 +12,7 @@ import numpy as np
 
 from feature_atlas import channels, keys
 from feature_atlas.errors import IntegrityError, ObjectNotFound
-from feature_atlas.manifest import decode_png, load
+from feature_atlas.manifest import Failure, decode_png, load
 from feature_atlas.plan import LayerEntry
 from feature_atlas.publish import blocks
 from feature_atlas.publish.records import PUBLISHER, Block, GroupFile, LayerFile, Row
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Failures of a group whose reasons are published.
+ERRORS = 64
 #: Pictures in a strip.
 STRIP_CELLS = 32
 
@@ -90,9 +92,20 @@ class LayerBuilder:
             self.on_units(len(members))
         strip, strip_inputs = self._strip(group, [row for row in rows if row.status == "ok"], old)
         return GroupFile(
-            planned=channels.spell(group.planned), failed=channels.spell(group.failed),
+            planned=channels.spell(group.planned), failed=channels.spell(group.failed), errors=self._errors(group),
             blocks=made, strip=strip, strip_inputs=strip_inputs, rows=tuple(rows),
         )  # fmt: skip
+
+    def _errors(self, group: Group) -> dict[int, str]:
+        def read(channel: int) -> str:
+            key = keys.error(Unit(group.variant, group.layer, channel))
+            try:
+                return load(Failure, self.store.get(key), key).error[:300]
+            except (ObjectNotFound, IntegrityError):  # being tried again, or damaged
+                return ""
+
+        first = sorted(group.failed)[:ERRORS]
+        return {channel: text for channel, text in zip(first, self.readers.map(read, first), strict=True) if text}
 
     def _whole(self, group: Group, number: int, known: Block) -> bool:
         """Whether everything that a block should have is there."""

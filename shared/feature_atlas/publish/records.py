@@ -76,6 +76,8 @@ class GroupFile(Record):
 
     planned: str
     failed: str = ""
+    #: channel -> why it failed, of the first few.
+    errors: Mapping[int, str] = {}
     blocks: Mapping[Number, Block] = {}
     #: The channels of the strip, in order, and the digest of what it was made from.
     strip: tuple[int, ...] = ()

@@ -59,7 +59,7 @@ def _grid(group: GroupFile, sign: int) -> dict[str, Any]:
     if all(value is None for value in columns["rank"]):
         del columns["rank"], columns["answers"]
     return {
-        "planned": group.planned, "failed": group.failed,
+        "planned": group.planned, "failed": group.failed, "errors": dict(group.errors),
         "channels": channels.spell(row.channel for row in rows),
         "status": "".join(_STATUS[row.status] for row in rows),
         "likeness": "".join(row.likeness for row in rows),

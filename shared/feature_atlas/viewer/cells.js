@@ -48,7 +48,7 @@ const WORDS = { dead: "dead: nothing excites it", nan: "not finite", failed: "fa
 
 /** For screen readers and titles. */
 function describe(unit) {
-  const told = unit.state === "ok" ? `activation ${brief(unit.value("normalized"))}` : WORDS[unit.state];
+  const told = unit.state === "ok" ? `activation ${brief(unit.value("normalized"))}` : unit.trouble;
   return `${unit.layer} channel ${unit.channel}${unit.variant === "channel" ? "" : `, ${unit.variant}`}, ${told}`;
 }
 

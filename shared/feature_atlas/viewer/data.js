@@ -86,6 +86,11 @@ class Unit {
     if (this.row >= 0) return STATES[this.group.raw.status[this.row]];
     return this.group.failed.has(this.channel) ? "failed" : "missing";
   }
+  /** Why there is no picture, in words. */
+  get trouble() {
+    const told = (this.group.raw.errors || {})[this.channel];
+    return told ? `failed: ${told}` : WORDS[this.state];
+  }
   get address() {
     return `${this.layer}:${this.channel}`;
   }

@@ -31,7 +31,7 @@ function standing(unit) {
 }
 
 function numberFacts(unit, detail) {
-  if (unit.row < 0) return [h("p", { class: "note" }, WORDS[unit.state])];
+  if (unit.row < 0) return [h("p", { class: "note" }, unit.trouble)];
   const value = (name) => unit.value(name);
   const best = value("best"),
     robust = value("robust");

@@ -24,7 +24,7 @@ function hoverCards(app) {
         {},
         h("p", { class: "mono" }, unit.name),
         unit.row < 0
-          ? h("p", { class: "note" }, WORDS[unit.state])
+          ? h("p", { class: "note" }, unit.trouble)
           : [
               h("p", {}, h("b", {}, brief(unit.value("normalized"))), h("span", { class: "note" }, " σ over noise")),
               h("p", { class: "note" }, `${brief(unit.value("start"))} → ${brief(unit.value("best"))}${kept}`),

@@ -1,8 +1,10 @@
 /* Mosaics: thousands of units at 16 pixels on a canvas, each still a link. */
 
 const sheetImages = new Map();
+/** Decoded pixels that are kept: about 100 MB, which a phone can spare. */
+const KEPT = 24e6;
 
-/** The decoded sheet, from a small store of the last used ones. */
+/** The decoded sheet, from a store of those used last. */
 function sheetImage(url) {
   let image = sheetImages.get(url);
   if (image)
@@ -12,11 +14,18 @@ function sheetImage(url) {
     image.decoding = "async";
     image.src = url;
     image.ready = image.decode();
-    image.ready.catch(() => sheetImages.delete(url));
+    image.ready.then(forget, () => sheetImages.delete(url));
   }
   sheetImages.set(url, image);
-  if (sheetImages.size > 160) sheetImages.delete(sheetImages.keys().next().value);
   return image;
+}
+
+function forget() {
+  let pixels = 0;
+  for (const [url, image] of [...sheetImages].reverse()) {
+    pixels += image.naturalWidth * image.naturalHeight;
+    if (pixels > KEPT) sheetImages.delete(url);
+  }
 }
 
 function colours() {
@@ -79,6 +88,13 @@ function mosaic(units, columns, carry, from = 0, size = 16) {
     spot.tabIndex = 0;
     spot.focus({ preventScroll: true });
   };
+  frame.addEventListener("keydown", (event) => {
+    const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+    const next = spot.index - from + step;
+    if (!step || frame.closest(".grid") || !units[next]) return; // a grid moves from mosaic to mosaic by itself
+    event.preventDefault();
+    put(next);
+  });
   put(0);
   return frame;
 }

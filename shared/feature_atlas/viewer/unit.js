@@ -88,7 +88,7 @@ class UnitPage {
     if (unit.row < 0 || unit.state === "nan") {
       this.picture.replaceChildren(
         h("div", { class: "cell big", "data-state": unit.state }),
-        h("p", { class: "note" }, WORDS[unit.state]),
+        h("p", { class: "note" }, unit.trouble),
       );
       return;
     }
