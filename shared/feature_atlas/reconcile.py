@@ -23,6 +23,7 @@ from feature_atlas.messages import (
     WORKERS,
     attempts_key,
     dead_key,
+    field,
     hand_key,
     lock_key,
     peek,
@@ -192,23 +193,25 @@ def _sort(raws: Iterable[bytes], atlas: str, into: Channels) -> None:
 def _listed(
     client: redis.Redis, atlas: Atlas, pending: tuple[Channels, Channels], held: Held
 ) -> tuple[Channels, Channels]:
-    """(done, failed for good) by listing the store."""
+    """(done, failed for good) by listing the store, which outranks the broker's dead list."""
     done, recorded, failed = Channels(), Channels(), Channels()
+    # Before the listing: a failure is recorded in the store first.
+    given_up = {unit_of(name.decode()) for name in cast("list[bytes]", client.hkeys(dead_key(atlas.url)))}
     for prefix, found in ((keys.IMAGES, done), (keys.ERRORS, recorded)):
         for info in atlas.store.list(prefix):
             held.on()
             parsed = keys.parse_unit(info.key)
             if parsed is not None and parsed[2] == 0:
                 found.setdefault(parsed[1][:2], set()).add(parsed[1].channel)
-    given_up = {unit_of(field.decode()) for field in cast("list[bytes]", client.hkeys(dead_key(atlas.url)))}
     for unit in given_up:
-        failed.setdefault(unit[:2], set()).add(unit.channel)
+        if unit.channel in done.get(unit[:2], ()) or unit.channel not in recorded.get(unit[:2], ()):
+            # Overcome, or forgotten by `retry`.
+            client.hdel(dead_key(atlas.url), field(unit))
     for group, channels in recorded.items():
-        rest = channels - done.get(group, set()) - failed.get(group, set())
-        for there in pending:
-            rest -= there.get(group, set())
-        for channel in rest:
-            if _is_final(atlas, Unit(*group, channel)):
+        for channel in channels - done.get(group, set()):
+            unit = Unit(*group, channel)
+            on_the_way = any(channel in there.get(group, ()) for there in pending)
+            if unit in given_up or (not on_the_way and _is_final(atlas, unit)):
                 failed.setdefault(group, set()).add(channel)
     return done, failed
 

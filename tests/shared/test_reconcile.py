@@ -49,6 +49,11 @@ class Setting:
         failure = Failure(unit=unit, job_id="0" * 16, error="no", attempts=attempts)
         self.store.put(keys.error(unit), manifest.dump(failure))
 
+    def give_up(self, unit: Unit, *, recorded: bool) -> None:
+        if recorded:
+            self.fail(unit, 1)
+        self.client.hset(dead_key(self.atlas.url), field(unit), GivenUp(error="no").model_dump_json())
+
 
 @pytest.fixture
 def setting(valkey: RedisServer) -> Any:
@@ -95,12 +100,20 @@ def test_failures_that_are_final_are_left_alone_and_others_are_not(setting: Sett
     setting.fail(Unit("channel", "conv1", 0), MOST_ATTEMPTS)
     setting.fail(Unit("channel", "conv1", 1), MOST_ATTEMPTS - 1)
     setting.store.put(keys.error(Unit("channel", "conv1", 2)), b"damaged")
-    setting.client.hset(
-        dead_key(setting.atlas.url), field(Unit("channel", "conv1", 3)), GivenUp(error="no").model_dump_json()
-    )
+    setting.give_up(Unit("channel", "conv1", 3), recorded=True)
     result = setting.reconcile()
     assert (result.failed, result.sent) == (3, 14)
     assert Unit("channel", "conv1", 1) in setting.queued()
+
+
+def test_the_store_outranks_the_dead_list(setting: Setting) -> None:
+    forgotten, overcome = Unit("channel", "conv1", 3), Unit("channel", "conv1", 4)
+    setting.give_up(forgotten, recorded=False)
+    setting.give_up(overcome, recorded=True)
+    setting.store.put(keys.image(overcome), b"")
+    result = setting.reconcile()
+    assert (result.failed, result.done, result.sent) == (0, 1, 16)
+    assert not setting.client.exists(dead_key(setting.atlas.url))
 
 
 def test_a_failure_that_was_overcome_is_done(setting: Setting) -> None:
@@ -112,8 +125,9 @@ def test_a_failure_that_was_overcome_is_done(setting: Setting) -> None:
 
 def test_what_was_given_up_is_sent_again_once_it_is_forgotten(setting: Setting) -> None:
     unit = Unit("channel", "conv1", 3)
-    setting.client.hset(dead_key(setting.atlas.url), field(unit), GivenUp(error="no").model_dump_json())
-    setting.reconcile()
+    setting.give_up(unit, recorded=True)
+    assert setting.reconcile().sent == 16
+    setting.store.delete(keys.error(unit))
     forget(setting.client, setting.atlas.url)
     assert setting.reconcile().sent == 1
 
