@@ -40,10 +40,13 @@ class Up:
 
     def run(self) -> int:
         """Until all is done; the exit code."""
+        from tqdm import tqdm
+
         from feature_atlas.broker import connect
         from feature_atlas.queue import Template, make_app
         from feature_atlas_worker.supervise import Supervisor
 
+        tqdm.monitor_interval = 0  # no thread beside us while workers are forked
         # One queue per set of atlases: the same command again takes up where this one ends, however it ends.
         with EmbeddedBroker("\n".join(sorted(atlas.url for atlas in self.atlases))) as broker:
             self.client, self.template = connect(broker.url), Template(make_app(broker.url))
