@@ -16,9 +16,17 @@ _LUCID_SCALE = tuple(round(1 + (i - 5) / 50, 2) for i in range(11))
 PRESETS: dict[str, dict[str, Any]] = {
     # Ours: scale-free ascent, coarse to fine, random blur of what the network sees.
     "regularised": {
-        "steps": 160, "learning_rate": 0.12, "learning_rate_end": 0.05,
-        "jitter": (16.0, 0.0), "rotate": (-10.0, 10.0), "scale": (0.9, 1.1),
-        "cut": (1.0, 0.0), "blur_random": (0.0, 1.2), "total_variation": 0.05,
+        "steps": 144,
+        "learning_rate": 0.25,
+        "learning_rate_end": 0.05,
+        "betas": (0.3, 0.99),
+        "adapt": "frequency",
+        "jitter": (14.0, 0.0),
+        "rotate": (-10.0, 10.0),
+        "scale": (0.9, 1.1),
+        "cut": (1.0, 0.35),
+        "blur_random": (0.0, 1.0),
+        "total_variation": 0.04,
     },
     # The blog post's settings with its slips corrected (README, "The post, corrected").
     "post": {
