@@ -152,18 +152,17 @@ def test_a_broker_killed_and_restarted_goes_on(either_crew: tuple[Farm, RedisSer
     farm.check()
 
 
-def test_a_full_disk_is_waited_for_and_is_no_fault_of_the_jobs(crew: Farm) -> None:
+def test_a_full_disk_is_waited_for_with_the_pictures_in_memory(crew: Farm) -> None:
     farm, full = crew.over({"conv": 40}), crew.folder / "full"
-    farm.enqueue()
     full.touch()
     try:
-        wait_until(lambda: any("no space left" in note for note in notes(farm)), "the workers' word of it")
-        wait_until(lambda: in_hand(farm) == 0, "everything to be given back")
-        assert not farm.client.exists(attempts_key(farm.atlas.url))
+        farm.enqueue()
+        wait_until(lambda: len(farm.drawings()) > 0, "a picture drawn")
+        assert not farm.atlas.done()
     finally:
         full.unlink()
     farm.wait()
-    assert not farm.client.exists(dead_key(farm.atlas.url))
+    assert farm.in_vain() == 0 and not farm.client.exists(dead_key(farm.atlas.url))
     farm.check()
 
 
@@ -179,8 +178,8 @@ def test_an_atlas_can_be_paused_resumed_and_cancelled(crew: Farm) -> None:
     wait_until(lambda: farm.waiting() == 0, "an empty queue")
     done = len(farm.atlas.done())
     assert 0 < done < 80 and not farm.client.exists(attempts_key(farm.atlas.url))
-    # Enqueuing it again goes on with it.
-    assert farm.enqueue() == 80 - done
+    # Enqueuing it again goes on with it; what a worker has just let go may be sent a moment later.
+    assert 0 < farm.enqueue() <= 80 - done
     farm.wait()
     farm.check()
 
@@ -333,6 +332,21 @@ def test_sigterm_lets_a_batch_finish_that_fits_into_the_grace_period(build: Buil
     done = len(farm.atlas.done())
     assert done in (4, 8) and done == sum(farm.drawings().values())
     assert (farm.client.llen(QUEUE), in_hand(farm)) == (40 - done, 0)
+
+
+def test_a_disk_that_stays_full_is_no_fault_of_the_jobs(build: Build, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    farm = build({"conv": 40}, environ={"TEST_FULL": str(full), "FEATURE_ATLAS_PATIENCE": "1"})
+    farm.enqueue()
+    full.touch()
+    farm.start()
+    wait_until(lambda: any("no space left" in note for note in notes(farm)), "the worker's word of it")
+    wait_until(lambda: (farm.client.llen(QUEUE), in_hand(farm)) == (40, 0), "everything to be given back")
+    assert not farm.client.exists(attempts_key(farm.atlas.url))
+    full.unlink()
+    farm.wait()
+    assert not farm.client.exists(dead_key(farm.atlas.url))
+    farm.check()
 
 
 def test_workers_of_different_batches_share_one_atlas(build: Build) -> None:

@@ -19,10 +19,12 @@ from feature_atlas.monitor import Beat
 from feature_atlas.queue import Template
 from feature_atlas.settings import Settings
 from feature_atlas.spec import ModelRef
+from feature_atlas.store import Store
 from feature_atlas_worker.atlases import Atlases
 from feature_atlas_worker.claim import Hand
 from feature_atlas_worker.execute import Executor
 from feature_atlas_worker.lease import Lease
+from feature_atlas_worker.patience import PatientStore
 from feature_atlas_worker.preload import Preloader
 from feature_atlas_worker.pulse import Pulse
 
@@ -74,12 +76,16 @@ class Child:
         if self._executor is None:
             executor = Executor(
                 self.settings.device, self.settings.batch, self.beat.worker, self.settings,
-                patience=self.settings.patience, load=self.preloader,
+                patience=0.0, load=self.preloader,
             )  # fmt: skip
             _probe(executor.device)
             self._executor = executor
             self.beat = self.beat.model_copy(update={"device": executor.software["device"]})
         return self._executor
+
+    def patient(self, store: Store) -> PatientStore:
+        """The store, waiting out its failures for as long as this worker lives."""
+        return PatientStore(store, self.settings.patience, ending=lambda: self.pulse.draining, touch=self.touch)
 
     def preload(self, atlas: str) -> None:
         """Looks what comes next in the queue, and loads its model if that is another."""

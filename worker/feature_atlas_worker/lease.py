@@ -96,7 +96,7 @@ class Lease:
 
     def _search_if_idle(self) -> None:
         child = self.child
-        if child.pulse.busy or child.pulse.draining or child.quiet_for < self.interval:
+        if child.pulse.busy or child.pulse.draining or child.quiet_for < 2 * self.interval:
             return
         if self._search is not None and self._search.is_alive():
             return

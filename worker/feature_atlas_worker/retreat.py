@@ -126,11 +126,8 @@ class Retreat:
             failure = Failure(
                 unit=job.unit, job_id=job.id, error=why, host=host, attempts=tried, created=commit.now()
             )  # fmt: skip
-            store, data = self.child.atlases.open(message.order.atlas).store, manifest.dump(failure)
-            commit.patiently(
-                lambda: store.put(keys.error(job.unit), data, content_type="application/json"),
-                self.child.settings.patience,
-            )
+            store = self.child.patient(self.child.atlases.open(message.order.atlas).store)
+            store.put(keys.error(job.unit), manifest.dump(failure), content_type="application/json")
         given_up = GivenUp(error=why, host=host, attempts=tried, at=time.time())
         self.broker(lambda: self.hand.give_up(message, given_up))
         self.child.count(failed=1)

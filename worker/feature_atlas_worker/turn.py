@@ -97,7 +97,7 @@ class Turn:
                 break
             broker(functools.partial(self.hand.count, [self._messages[job.unit] for job in part]))
             self.child.note(batch=min(size, len(part)))
-            executor.run(part, atlas.store, self._settle, self.brake.pulled, self.brake.step)
+            executor.run(part, self.child.patient(atlas.store), self._settle, self.brake.pulled, self.brake.step)
             self.child.pulse.device_failures = 0
         log.info("%s: %d of %d done", self.order.layer, self.child.beat.done - before, len(self._messages))
 

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from feature_atlas.errors import AtlasError
-from feature_atlas.messages import QUEUE, UNACKED, dead_key
+from feature_atlas.messages import QUEUE, UNACKED
 from feature_atlas.reconcile import where
-from feature_atlas.spec import Unit
 from tests.e2e.chaos.proxy import Proxy
 from tests.e2e.farm import Farm, Worker
 from tests.servers import RedisServer, Server, wait_until
@@ -37,7 +36,8 @@ class Chaos:
     faults: list[tuple[float, str]] = field(default_factory=list)
     #: (seconds, done, queued, in hand)
     timeline: list[tuple[float, int, int, int]] = field(default_factory=list)
-    redelivery: list[float] = field(default_factory=list)
+    #: Pictures drawn in vain, by the last fault before.
+    in_vain_after: dict[str, int] = field(default_factory=dict)
     watchdog: int = 0
     _names: int = 0
 
@@ -145,7 +145,11 @@ class Chaos:
     def observe(self) -> None:
         """Takes a point of the timeline, and replaces workers that ended by themselves, as a supervisor does."""
         client = self.farm.client
-        done = len(self.farm.drawings())
+        done, in_vain = len(self.farm.drawings()), self.farm.in_vain()
+        more = in_vain - sum(self.in_vain_after.values())
+        if more:
+            after = self.faults[-1][1] if self.faults else "nothing"
+            self.in_vain_after[after] = self.in_vain_after.get(after, 0) + more
         self.timeline.append((time.monotonic() - self.started, done, client.llen(QUEUE), client.hlen(UNACKED)))
         while len([w for w in self.living()]) < self.workers:
             self.watchdog += sum(worker.process.returncode == 75 for worker in self.farm.workers[-self.workers :])
@@ -169,8 +173,7 @@ class Chaos:
             self.observe()
             if self.farm.waiting() or len(self.farm.atlas.done()) < goal:
                 return False
-            # What was given up before a flush is tried again by those who remember it.
-            return self.farm.client.hlen(dead_key(self.farm.atlas.url)) == poisoned
+            return len(self.farm.given_up()) == poisoned
 
         try:
             wait_until(finished, "the end", limit)
@@ -181,16 +184,14 @@ class Chaos:
     def figures(self) -> dict[str, Any]:
         """What came of it."""
         drawn = self.farm.drawings()
-        planned, done = set(self.farm.atlas.plan.units()), self.farm.atlas.done()
-        given_up = {tuple(name.decode().split("|")) for name in self.farm.client.hkeys(dead_key(self.farm.atlas.url))}
-        failed = {Unit(variant, layer, int(channel)) for variant, layer, channel in given_up}
+        planned, done, failed = set(self.farm.atlas.plan.units()), self.farm.atlas.done(), self.farm.given_up()
         kinds: dict[str, int] = {}
         for _, kind in self.faults:
             kinds[kind] = kinds.get(kind, 0) + 1
         return {
             "seed": self.seed, "jobs": len(planned), "workers": self.workers, "faults": len(self.faults),
             "kinds": kinds, "lost": len(planned - done - failed), "given_up": len(failed), "by_hand": 0,
-            "in_vain": self.farm.in_vain(), "drawn": sum(drawn.values()),
+            "in_vain": self.farm.in_vain(), "in_vain_after": self.in_vain_after, "drawn": sum(drawn.values()),
             "seconds": round(time.monotonic() - self.started, 1), "watchdog": self.watchdog,
             "timeline": [(round(t), *rest) for t, *rest in self.timeline[:: max(1, len(self.timeline) // 40)]],
         }  # fmt: skip

@@ -29,7 +29,7 @@ def suffer(
     """One farm through one run; its figures, with the invariants checked."""
     proxy = Proxy(server.port)
     full = folder / "full"
-    environ = {"TEST_SECONDS": str(seconds), "TEST_FULL": str(full), "FEATURE_ATLAS_VISIBILITY_TIMEOUT": "8"}
+    environ = {"TEST_SECONDS": str(seconds), "TEST_FULL": str(full), "FEATURE_ATLAS_VISIBILITY_TIMEOUT": "12"}
     environ["FEATURE_ATLAS_WATCHDOG"] = "15"
     with Farm(folder, server.url, grow(url or folder / "atlas", layers, steps=10), environ) as farm:
         assert farm.enqueue() == sum(layers.values())
