@@ -219,7 +219,7 @@ def test_a_recipe_stays_within_bounds(field: str, good: list[Any], bad: list[Any
         ({"diversity": 1.0}, "recipe: diversity 1.0 needs at least 2 images per job, not 1"),
         ({"position": (1, 2)}, "recipe: a position belongs to the objective 'neuron', not 'channel'"),
         ({"steps": 4, "coarse_steps": 5}, "recipe: coarse_steps 5 is more than steps 4"),
-        ({"stepz": 4}, "recipe: unknown field 'stepz'; did you mean steps? (fields: betas, blur, "),
+        ({"stepz": 4}, "recipe: unknown field 'stepz'; did you mean steps? (fields: adapt, betas, blur, "),
         ({"steps": "x" * 1000}, f"recipe: steps='{'x' * 76}...: input should be a valid integer"),
     ],
 )
