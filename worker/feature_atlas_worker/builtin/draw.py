@@ -107,9 +107,13 @@ def _place(picture: Array, name: str, rng: np.random.Generator) -> None:
 
 
 def _spoil(picture: Array, rng: np.random.Generator) -> Array:
-    """Uneven light, a colour cast and sensor noise."""
+    """Uneven light, a colour cast, sensor noise; a third of the pictures fade, down to a third of their contrast."""
     size = len(picture)
     light = 1 + rng.uniform(0, 0.12) * noise((size, size), 1, 2, rng)[..., None]
     cast = rng.normal(1, 0.05, 3)
     grain = rng.uniform(0, 0.05) * rng.standard_normal(picture.shape, dtype=np.float32)
-    return np.clip(picture * light * cast + grain, 0, 1).astype(np.float32)
+    picture = picture * light * cast + grain
+    # A network that answers to faint things gives a gradient to a visualisation that starts from grey.
+    fade = rng.uniform(0.33, 1) if rng.uniform() < 0.33 else 1
+    grey = rng.uniform(0.35, 0.65)
+    return np.clip(grey + fade * (picture - grey), 0, 1).astype(np.float32)
