@@ -2,7 +2,8 @@
 
 Everything but the optimisation is the worker's own: Celery, claims, leases, executor, uploads.  The layer's name says
 what happens: ``poison...`` kills the process, ``flaky...`` raises the first two times, ``broken...`` raises always,
-``slow...`` takes a fifth of a second per picture.  The environment: TEST_LOG gets one line per picture drawn,
+``slow...`` takes a fifth of a second per picture, ``deaf...`` a minute in which it hears nothing, and ``device...``
+meets a GPU that fails.  The environment: TEST_LOG gets one line per picture drawn,
 TEST_SECONDS is the time for one; as long as the file TEST_FULL exists no picture can be written, and as long as
 TEST_STALL exists no message is taken.
 """
@@ -29,6 +30,7 @@ import torch
 
 from feature_atlas import store
 from feature_atlas.directory import DirectoryStore
+from feature_atlas.errors import DeviceError
 from feature_atlas.manifest import Picture
 from feature_atlas.spec import ModelRef, Recipe
 from feature_atlas_worker import child
@@ -58,6 +60,10 @@ def render(
             raise Stopped
         time.sleep(seconds / recipe.steps)
         on_step(step + 1, recipe.steps)
+    if layer.startswith("deaf"):
+        time.sleep(60)
+    if layer.startswith("device"):
+        raise DeviceError("an illegal memory access was encountered")
     if layer.startswith("poison"):
         os.kill(os.getpid(), signal.SIGKILL)
     if layer.startswith("broken"):

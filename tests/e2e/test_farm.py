@@ -24,7 +24,7 @@ from feature_atlas.monitor import queue_status
 from feature_atlas.queue import Template, make_app
 from feature_atlas.spec import Unit
 from feature_atlas_worker.supervise import Supervisor
-from tests.e2e.farm import Farm, grow
+from tests.e2e.farm import Farm, grow, is_over
 from tests.servers import CephGateway, RedisServer, wait_until
 
 Build = Callable[..., Farm]
@@ -107,6 +107,17 @@ def test_a_killed_rendering_process_is_replaced_and_its_jobs_come_back(crew: Far
     assert all([worker.kill_child() for worker in farm.workers])
     farm.wait()
     assert all(worker.process.poll() is None for worker in farm.workers)
+    farm.check()
+
+
+def test_a_device_that_fails_ends_its_process_and_not_the_farm(build: Build, tmp_path: Path) -> None:
+    farm = build({"conv1": 8, "device": 1, "conv2": 8})
+    farm.enqueue()
+    command = [sys.executable, "-m", "tests.e2e.cheap_worker"]
+    with Supervisor({"w0": farm.environ}, grace=5, logs=tmp_path, command=command) as supervisor:
+        # It computes again in a new process, so that in the end the job is to blame.
+        supervisor.run(lambda: len(farm.atlas.done()) == 16 and len(farm.given_up()) == 1, every=0.1)
+    assert (tmp_path / "w0.log").read_text().count("the device failed") == 4
     farm.check()
 
 
@@ -300,7 +311,10 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_nothing(build: Build) ->
     farm.enqueue()
     victim = farm.start()
     wait_until(lambda: in_hand(farm) >= 8, "a batch in hand")
-    victim.kill()
+    child = victim.child
+    victim.signal(signal.SIGKILL)
+    # Its rendering process goes with it, and with that the renewal of the leases.
+    wait_until(lambda: child is not None and is_over(child), "the end of its child")
     farm.start()
     farm.wait()
     farm.check()
@@ -320,6 +334,16 @@ def test_sigterm_gives_unfinished_jobs_back_at_once_and_uncounted(build: Build) 
     assert (farm.client.llen(QUEUE), in_hand(farm)) == (24, 0)
     assert not farm.client.exists(attempts_key(farm.atlas.url))
     assert farm.enqueue() == 0
+
+
+def test_sigterm_reaches_a_batch_that_hears_nothing(build: Build) -> None:
+    farm = build({"deaf": 8}, environ={"FEATURE_ATLAS_GRACE": "1", "FEATURE_ATLAS_VISIBILITY_TIMEOUT": "600"})
+    farm.enqueue()
+    worker = farm.start()
+    wait_until(lambda: farm.client.hlen(attempts_key(farm.atlas.url)) == 8, "a batch begun")
+    worker.stop()
+    assert (farm.client.llen(QUEUE), in_hand(farm)) == (8, 0)
+    assert not farm.client.exists(attempts_key(farm.atlas.url))
 
 
 def test_sigterm_lets_a_batch_finish_that_fits_into_the_grace_period(build: Build) -> None:

@@ -36,7 +36,6 @@ pulse = Pulse()
 _name = f"worker-{os.getpid()}"
 _template: Template | None = None
 _child: Child | None = None
-_consumer: Any = None
 
 
 class Worker(CeleryWorker):  # type: ignore[misc]
@@ -85,19 +84,12 @@ def _name_worker(sender: str, **_: Any) -> None:
 
 @signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _start_child(**_: Any) -> None:
-    # A fork holds its parent's sockets.  While it does, the broker does not notice that the parent was killed, and
-    # gives it a message more.
-    if _consumer is not None and _consumer.connection is not None:
-        for sock in [*_consumer.connection.transport.cycle._chan_to_sock.values()]:
-            sock.close()
     pulse.busy = False
     _get_child()
 
 
 @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
-def _watch(sender: Any, **_: Any) -> None:
-    global _consumer
-    _consumer = sender
+def _watch(**_: Any) -> None:
     if not settings.allowed_stores:
         log.error("no place is allowed, so every job is refused: set FEATURE_ATLAS_ALLOWED_STORES, or --store")
     Watchdog(
