@@ -70,10 +70,12 @@ def test_a_power_of_two_changes_no_bit(layer: str, scaled: str, factor: float) -
 
 @pytest.mark.parametrize(("layer", "scaled"), CASES)
 def test_any_other_factor_changes_no_more_than_rounding(layer: str, scaled: str) -> None:
-    recipe = default(32, 24)
+    # Before rounding is amplified: at 24 steps 1.03 % of relu3's values are more than one step off, for a factor of
+    # 1000 and of 3 alike, so it is the ascent that is chaotic and not the scale that shows.
+    recipe = default(32, 16)
     usual = pictures(toy(), layer, range(6), recipe)
-    _, share = differences(usual, pictures(louder(toy(), 1000, scaled), layer, range(6), recipe))
-    assert share < 0.01
+    most, _ = differences(usual, pictures(louder(toy(), 1000, scaled), layer, range(6), recipe))
+    assert most <= 1
 
 
 @pytest.mark.parametrize("change", [{"sign": -1}, {"objective": "neuron"}, {"images": 2, "diversity": 1.0}])
