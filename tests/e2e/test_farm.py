@@ -104,12 +104,14 @@ def test_a_killed_rendering_process_is_replaced_and_its_jobs_come_back(crew: Far
     farm = crew.over({"slow": 40})
     farm.enqueue()
     wait_until(lambda: in_hand(farm) >= 16, "batches in hand")
-    assert all([worker.kill_child() for worker in farm.workers])
+    for worker in farm.workers:
+        wait_until(worker.kill_child, "a process to kill")
     farm.wait()
     assert all(worker.process.poll() is None for worker in farm.workers)
     farm.check()
 
 
+@pytest.mark.chaos
 def test_a_device_that_fails_ends_its_process_and_not_the_farm(build: Build, tmp_path: Path) -> None:
     farm = build({"conv1": 8, "device": 1, "conv2": 8})
     farm.enqueue()
@@ -336,6 +338,7 @@ def test_sigterm_gives_unfinished_jobs_back_at_once_and_uncounted(build: Build) 
     assert farm.enqueue() == 0
 
 
+@pytest.mark.chaos
 def test_sigterm_reaches_a_batch_that_hears_nothing(build: Build) -> None:
     farm = build({"deaf": 8}, environ={"FEATURE_ATLAS_GRACE": "1", "FEATURE_ATLAS_VISIBILITY_TIMEOUT": "600"})
     farm.enqueue()
@@ -346,6 +349,7 @@ def test_sigterm_reaches_a_batch_that_hears_nothing(build: Build) -> None:
     assert not farm.client.exists(attempts_key(farm.atlas.url))
 
 
+@pytest.mark.chaos
 def test_sigterm_lets_a_batch_finish_that_fits_into_the_grace_period(build: Build) -> None:
     farm = build({"slow": 40}, steps=20, environ={"FEATURE_ATLAS_GRACE": "20", "FEATURE_ATLAS_BATCH": "4"})
     farm.enqueue()
@@ -358,6 +362,7 @@ def test_sigterm_lets_a_batch_finish_that_fits_into_the_grace_period(build: Buil
     assert (farm.client.llen(QUEUE), in_hand(farm)) == (40 - done, 0)
 
 
+@pytest.mark.chaos
 def test_a_disk_that_stays_full_is_no_fault_of_the_jobs(build: Build, tmp_path: Path) -> None:
     full = tmp_path / "full"
     farm = build({"conv": 40}, environ={"TEST_FULL": str(full), "FEATURE_ATLAS_PATIENCE": "1"})
@@ -381,6 +386,7 @@ def test_workers_of_different_batches_share_one_atlas(build: Build) -> None:
     farm.check()
 
 
+@pytest.mark.chaos
 def test_a_worker_that_never_consumes_again_is_noticed_and_started_afresh(build: Build, tmp_path: Path) -> None:
     stall = tmp_path / "stall"
     farm = build(

@@ -88,24 +88,55 @@ def done(url: Path) -> int:
     return len(list((url / "images").rglob("*.png"))) if (url / "images").exists() else 0
 
 
-def test_a_farm_in_four_commands(command: Command, start: Any, valkey: RedisServer, tmp_path: Path) -> None:
-    url, broker = str(tmp_path / "atlas"), ["--broker", valkey.url]
-    sent = command("enqueue", url, *MODEL, *TINY, *broker)
+#: As the README has them under "A farm in four commands".
+FOUR = """\
+export FEATURE_ATLAS_BROKER=redis://queue:6379/0
+feature-atlas enqueue s3://atlases/resnet50 --model resnet50
+feature-atlas worker --store s3://atlases/ --gpus all
+feature-atlas status s3://atlases/resnet50 --watch
+"""
+
+
+def four_commands(text: str) -> str:
+    """The block of the README's section, without its comments."""
+    block = re.search(r"## A farm in four commands\n.*?```sh\n(export .*?)```", text, re.DOTALL)
+    return re.sub(r" *#.*", "", block[1]) if block else ""
+
+
+def test_the_readme_has_the_commands_that_are_tested() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "A farm in four commands" not in text or four_commands(text) == FOUR
+
+
+def test_a_farm_in_four_commands(
+    command: Command, start: Any, valkey: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = {
+        "redis://queue:6379/0": valkey.url, "s3://atlases": str(tmp_path), "--model resnet50": " ".join(MODEL + TINY),
+        "--gpus all": "--device cpu " + " ".join(MODEL[2:]),
+    }  # fmt: skip
+    text = FOUR
+    for there, instead in here.items():
+        text = text.replace(there, instead)
+    export, *lines = (line.split() for line in text.splitlines())
+    monkeypatch.setenv(*export[1].split("=", 1))
+    enqueue, worker, status = (line[1:] for line in lines)
+    sent = command(*enqueue)
     assert (sent.code, sent.out.splitlines()[0]) == (0, "30 of 30 jobs sent")
-    worker = start("worker", "--store", url, "--device", "cpu", *MODEL[2:], *broker)
-    wait_until(lambda: done(tmp_path / "atlas") == 30, "30 pictures", 90)
+    running = start(*worker)
+    assert command(*status, "--every", "0.5").code == 0  # it watches until all is done
+    assert done(tmp_path / "resnet50") == 30
 
     def drawn() -> int:
-        queue = json.loads(command("status", url, *broker, "--json").out)["queue"]
+        queue = json.loads(command(*status, "--json").out.splitlines()[-1])["queue"]
         return sum(beat["done"] for beat in queue["workers"] if beat["alive"])
 
     wait_until(lambda: drawn() == 30, "the worker's word of it")
-    status = command("status", url, *broker)
-    assert status.code == 0 and "0 queued, 0 in hand" in status.out
-    assert command("verify", url).code == 0
-    assert command("enqueue", url, *broker).out.startswith("0 of 30 jobs sent; 30 are done")
-    worker.send_signal(signal.SIGTERM)
-    assert worker.wait(60) == 0
+    assert "0 queued, 0 in hand" in command(*status).out
+    assert command("verify", status[1]).code == 0
+    assert command("enqueue", status[1]).out.startswith("0 of 30 jobs sent; 30 are done")
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(60) == 0
 
 
 def test_up_needs_no_service_and_goes_on_after_a_kill(command: Command, start: Any, tmp_path: Path) -> None:
@@ -130,6 +161,7 @@ def test_up_needs_no_service_and_goes_on_after_a_kill(command: Command, start: A
     assert command("verify", str(url)).code == 0
 
 
+@pytest.mark.chaos
 def test_ctrl_c_ends_up_in_order(start: Any, tmp_path: Path) -> None:
     url = tmp_path / "atlas"
     slow = ["--set", "size=32", "--set", "steps=40", "--batch", "2", "--device", "cpu"]

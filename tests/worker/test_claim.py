@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kombu import Connection
 
+from feature_atlas.broker import open_client
 from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, WORKERS, Message, attempts_key, dead_key, field, parse
 from feature_atlas.monitor import GivenUp
 from feature_atlas.queue import Template, make_app
@@ -24,7 +25,7 @@ ATLAS, GROUP = "s3://bucket/toy", "s3://bucket/toy|channel|conv"
 
 @pytest.fixture
 def client(valkey: RedisServer) -> Iterator[redis.Redis]:
-    with valkey.client() as client:
+    with open_client(valkey.url) as client:
         yield client
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from celery.worker import state
 
+from feature_atlas.broker import open_client
 from feature_atlas.messages import QUEUE
 from feature_atlas_worker import watchdog
 from feature_atlas_worker.pulse import Pulse
@@ -21,7 +22,7 @@ from tests.servers import RedisServer
 
 @pytest.fixture
 def dog(valkey: RedisServer) -> Iterator[Watchdog]:
-    with valkey.client() as client:
+    with open_client(valkey.url) as client:
         yield Watchdog(client, Pulse(), patience=0.0, silence=1.0, grace=0.0)
 
 

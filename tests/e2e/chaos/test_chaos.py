@@ -24,13 +24,15 @@ LONG = {**{f"conv{i}": 100 for i in range(9)}, "flaky": 5, "poison": 3, "broken"
 
 def suffer(
     folder: Path, server: RedisServer, layers: dict[str, int], *, faults: int, pause: tuple[float, float], limit: float,
-    workers: int = 2, seconds: float = 0.1, url: str = "", **options: Any,
+    workers: int = 2, seconds: float = 0.1, visibility: int = 12, url: str = "", **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """One farm through one run; its figures, with the invariants checked."""
     proxy = Proxy(server.port)
     full = folder / "full"
-    environ = {"TEST_SECONDS": str(seconds), "TEST_FULL": str(full), "FEATURE_ATLAS_VISIBILITY_TIMEOUT": "12"}
-    environ["FEATURE_ATLAS_WATCHDOG"] = "15"
+    environ = {
+        "TEST_SECONDS": str(seconds), "TEST_FULL": str(full), "FEATURE_ATLAS_WATCHDOG": "15",
+        "FEATURE_ATLAS_VISIBILITY_TIMEOUT": str(visibility),
+    }  # fmt: skip
     with Farm(folder, server.url, grow(url or folder / "atlas", layers, steps=10), environ) as farm:
         assert farm.enqueue() == sum(layers.values())
         chaos = Chaos(farm, server, proxy, workers=workers, full=None if url else full, **options)
@@ -46,7 +48,8 @@ def suffer(
 
 
 def test_a_hundred_jobs_through_mixed_faults(valkey: RedisServer, tmp_path: Path) -> None:
-    suffer(tmp_path, valkey, SHORT, faults=8, pause=(1, 2), limit=150, seed=1)
+    # Leases so short that a frozen network may outlast them: a few pictures may be drawn twice.
+    suffer(tmp_path, valkey, SHORT, faults=8, pause=(1, 2), limit=150, seed=1, visibility=5)
 
 
 @pytest.mark.chaos
