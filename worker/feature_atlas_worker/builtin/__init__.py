@@ -2,7 +2,8 @@
 
 ``builtin:demo`` tells 38 classes apart, 20 shapes and 18 textures, in RGB pictures from 32 px a side:
 
-- script: ``python -m feature_atlas_worker.builtin.train`` (4 to 9 minutes on one core), seed 0, 1000 steps of 64 pictures;
+- script: ``python -m feature_atlas_worker.builtin.train`` (4 to 9 minutes on one core), seed 0, 1000 steps of 64
+  pictures;
 - data: pictures of 64 px drawn by :mod:`.draw`, each seen once, moved by an L2 attack of 17% of their contrast;
 - accuracy on 2000 held-out pictures: 94.8% at 64 px, 92.6% at 96 px;
 - weights: 145,000 in half precision, 290 kB; script, seed, steps and accuracy stand in the file's metadata too.
