@@ -26,8 +26,8 @@ RECIPE = Recipe(
 )  # fmt: skip
 #: The same in pixels, with published weights.
 PIXELS = Recipe(
-    size=(16, 24), steps=12, learning_rate=0.2, parameterization="pixel", decorrelate=False, penalties="absolute", total_variation=0.5,
-    scale=(0.95, 1, 1.05), draw="choice", sign=-1, pick="last",
+    size=(16, 24), steps=12, learning_rate=0.2, parameterization="pixel", decorrelate=False, penalties="absolute",
+    total_variation=0.5, scale=(0.95, 1, 1.05), draw="choice", sign=-1, pick="last",
 )  # fmt: skip
 
 
