@@ -147,8 +147,9 @@ class Farm:
         return enqueue(self.atlas, self.broker).sent
 
     def waiting(self) -> int:
-        """Messages queued or in hand."""
-        return self.client.llen(QUEUE) + self.client.hlen(UNACKED)
+        """Messages queued or in hand, at one moment: read one after the other, a message on its way is in neither."""
+        with self.client.pipeline(transaction=True) as both:
+            return sum(both.llen(QUEUE).hlen(UNACKED).execute())
 
     def wait(self, seconds: float = 60, *, left: int = 0) -> None:
         """Until every planned job but ``left`` has its picture, and the queue is empty."""
