@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from feature_atlas.presets import preset
 from feature_atlas.spec import Recipe
@@ -86,6 +87,27 @@ def test_neither_do_neighbours_that_must_be_woken() -> None:
     for place, channel in enumerate(range(3, 7)):
         (alone,) = rendered([channel], 4, recipe, made)
         assert same(alone, together[place])
+
+
+def test_a_blocked_neighbour_gives_nobody_a_permission() -> None:
+    """Large steps over many hills: an image is blocked now and then, while its neighbour always is."""
+
+    class Hills(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(torch.sin(4 * x) - 0.3)
+
+    conv = nn.Conv2d(3, 6, 5)
+    with torch.no_grad():
+        conv.weight.copy_(torch.randn(conv.weight.shape, generator=torch.Generator().manual_seed(0)) / 4)
+        conv.bias.fill_(0.2)  # type: ignore[union-attr]
+        conv.weight[0], conv.bias[0] = 0, 0  # type: ignore[index]  # never awake
+    model = VisionModel(nn.Sequential(conv, Hills()), networks.MEAN, networks.STD, (16, 16))
+    recipe = Recipe(size=(16, 16), steps=30, learning_rate=0.5, objective="neuron", redirect=0, pick="last")
+    together = render(model, [Target("1", channel) for channel in range(6)], recipe, batch=6)
+    assert together[0].status == "dead"
+    for channel in range(1, 6):
+        (alone,) = render(model, [Target("1", channel)], recipe, batch=6)
+        assert same(alone, together[channel])
 
 
 def test_diverse_images_belong_to_their_job_alone() -> None:
