@@ -136,18 +136,13 @@ def test_the_global_random_state_is_neither_read_nor_moved() -> None:
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def psnr(one: Visualization, other: Visualization) -> float:
-    error = float(((one.images.astype(float) - other.images) ** 2).mean())
-    return 10 * float(np.log10(255**2 / error)) if error else np.inf
-
-
-def test_another_batch_shape_changes_a_picture_only_within_bounds() -> None:
-    """Sums run in another order then, and the ascent amplifies it: more with every layer and step."""
-    model, recipe = VisionModel(*builtin.load("demo")), default(48, 48)
-    wanted = [Target("conv3", channel) for channel in range(8)]
-    together = render(model, wanted, recipe, batch=8)
-    pairs = [(render(model, [v.target], recipe, batch=1)[0], v) for v in together[:5]]
-    assert np.median([psnr(alone, v) for alone, v in pairs]) >= 30
-    for alone, v in pairs:
-        assert alone.activation is not None and v.activation is not None
-        assert alone.activation.best == pytest.approx(v.activation.best, rel=0.02)
+@pytest.mark.parametrize("layer", ["conv3", "conv6"])
+def test_neither_does_the_shape_of_the_batch(layer: str) -> None:
+    """One image at a time goes through the network on a CPU, since an ascent amplifies the least rounding."""
+    model, recipe = VisionModel(*builtin.load("demo")), default(48, 24)
+    wanted = [Target(layer, channel) for channel in range(5)]
+    together = render(model, wanted, recipe, batch=5)
+    for v in together[:2]:
+        (alone,) = render(model, [v.target], recipe, batch=1)
+        assert np.array_equal(alone.images, v.images)
+        assert alone.activation == v.activation

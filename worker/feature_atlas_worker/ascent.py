@@ -6,7 +6,6 @@ penalties`` and no other minus sign.
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,6 @@ from torch import Tensor
 
 from feature_atlas.spec import Recipe
 from feature_atlas_worker import measure, objectives, params, regularizers, transforms
-from feature_atlas_worker.gradients import RedirectedReLU
 from feature_atlas_worker.network import Network
 
 #: How often a blocked gradient is looked for after the first ``redirect`` steps.
@@ -55,7 +53,8 @@ def unit_rms(gradient: Tensor) -> Tensor:
     """
     peak = gradient.abs().amax((1, 2, 3), keepdim=True)
     gradient = gradient / torch.where(peak > 0, peak, torch.ones_like(peak))
-    rms = (gradient**2).mean((1, 2, 3), keepdim=True).sqrt()
+    # Axis by axis: one sum over all would take another order in another batch.
+    rms = (gradient**2).mean(3, keepdim=True).mean((1, 2), keepdim=True).sqrt()
     return gradient / torch.where(rms > 0, rms, torch.ones_like(rms))
 
 
@@ -93,16 +92,15 @@ class Ascent:
         initial = params.to_image(self.parameters, recipe)
         rates = learning_rates(recipe)
         judged = self._checkpoints()
-        redirect: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        allow: Tensor | None = None
         for step in range(recipe.steps):
             if stop is not None and stop():
                 raise Stopped
             if step == 0 or step == recipe.redirect or (step > recipe.redirect and step % WATCH == 0):
-                redirect = self._redirect(step)
+                allow = self._allowed(step)
             if step in judged:
                 self._judge(step)
-            with redirect:
-                image_gradient = self._objective_gradient(step)
+            image_gradient = self._objective_gradient(step, allow)
             self._update(step, rates[step], self._parameter_gradient(step, image_gradient))
             if on_step is not None:
                 on_step(step + 1, recipe.steps)
@@ -119,16 +117,16 @@ class Ascent:
         # With a decaying step size the end is nearly always best; one earlier look guards against a late collapse.
         return {max(1, round(self.recipe.steps * 0.8))}
 
-    def _redirect(self, step: int) -> contextlib.AbstractContextManager[object]:
-        """Redirected ReLUs for the images that may use them in the next steps.
+    def _allowed(self, step: int) -> Tensor | None:
+        """The images that may redirect blocked gradients in the next steps; None where none may.  [B]
 
         An image's permission depends on its own past only: the batch does not show in the picture.
         """
         if step < self.recipe.redirect:
-            return RedirectedReLU(torch.ones_like(self.blocked))
+            return torch.ones_like(self.blocked)
         if self.recipe.redirect_always and bool(self.blocked.any()):
-            return RedirectedReLU(self.blocked.clone())
-        return contextlib.nullcontext()
+            return self.blocked.clone()
+        return None
 
     def _basis(self, step: int) -> tuple[params.Parameterization, float]:
         if step < self.recipe.coarse_steps:
@@ -148,13 +146,13 @@ class Ascent:
             view = transforms.blur(view, self.schedule.blur[step] * share)
         return view
 
-    def _objective_gradient(self, step: int) -> Tensor:
+    def _objective_gradient(self, step: int, allow: Tensor | None) -> Tensor:
         """d loss / d picture without the smoothness penalty; at unit RMS where penalties are relative."""
         recipe = self.recipe
         with torch.no_grad():
             self._shown = self._picture(step, self.parameters)
         picture = self._shown.requires_grad_()
-        activations = self.network(self._view(step, picture))
+        activations = self.network(self._view(step, picture), allow)
         chosen = objectives.values(activations, self.channels, recipe)
         loss = -objectives.score(chosen, recipe)
         relative = recipe.penalties == "relative"

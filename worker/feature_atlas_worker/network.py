@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from feature_atlas.errors import RequestError
 from feature_atlas.spec import Recipe
 from feature_atlas_worker.activations import count_calls, frozen, tap
+from feature_atlas_worker.gradients import RedirectedReLU
 from feature_atlas_worker.inspect import layer_layout
 from feature_atlas_worker.objectives import canonical
 from feature_atlas_worker.rewrite import private_copy
@@ -48,12 +49,25 @@ class Network:
         self._resample = recipe.network_size
         self.channels = 0
 
-    def __call__(self, picture: Tensor) -> Tensor:
-        """The target layer's activations.  [B, 3, h, w] -> [B, C, h', w']."""
+    def __call__(self, picture: Tensor, allow: Tensor | None = None) -> Tensor:
+        """The target layer's activations.  [B, 3, h, w] -> [B, C, h', w'].
+
+        Where ``allow`` [B] is True, rectifiers may redirect an image's blocked gradient.
+        """
         if self._resample is not None and picture.shape[-2:] != self._resample:
             picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
+        if self.device.type != "cpu":
+            return self._together(picture, allow)
+        # A CPU's convolutions sum in an order that depends on the batch's shape, and the ascent amplifies the
+        # difference until the pictures are others.  Image by image there is only one shape.
+        asked = allow.tolist() if allow is not None else [False] * len(picture)
+        images = zip(picture.split(1), asked, strict=True)
+        return torch.cat([self._together(image, torch.tensor([True]) if woken else None) for image, woken in images])
+
+    def _together(self, picture: Tensor, allow: Tensor | None) -> Tensor:
+        redirect = RedirectedReLU(allow) if allow is not None else nullcontext()
         # fp32 where it matters: only the network itself may run in half precision.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), redirect:
             normalised = ((picture - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
             activations = self._run(normalised)  # type: ignore[operator]
         return canonical(activations, self.layout)

@@ -65,8 +65,9 @@ class Bands:
     def mean_square(self, spectrum: Tensor) -> Tensor:
         """[B, 3, H, W//2+1, 2] -> [B, 1, H, W//2+1, 1], constant within a band."""
         energy = (spectrum**2).sum((1, 4)).flatten(1)
-        # A product with a one-hot matrix, not scattered adds: a GPU sums it in the same order every time.
-        sums = energy @ self.member  # [B, bands]
+        # A product with a one-hot matrix, not scattered adds: a GPU sums it in the same order every time; and image
+        # by image, so that the batch's shape does not matter.
+        sums = (self.member.T.expand(len(energy), -1, -1) @ energy[:, :, None])[:, :, 0]  # [B, bands]
         return (sums / self.members)[:, self.band].view(len(energy), 1, *spectrum.shape[2:4], 1)
 
 
