@@ -31,6 +31,8 @@ class Beat(BaseModel):
     host: str
     pid: int
     device: str
+    #: Of feature-atlas; empty from workers that did not say.
+    release: str = ""
     #: Channels side by side in the last batch.
     batch: int = 0
     state: Literal["idle", "working", "waiting"] = "idle"

@@ -157,6 +157,31 @@ class S3Store:
                 log.warning("these credentials are temporary: the link ends with them, if that is before %d s", expires)
             return session.client.generate_presigned_url("get_object", Params=target, ExpiresIn=expires)
 
+    def make_bucket(self) -> bool:
+        """Makes the bucket where it is missing; whether it was.
+
+        Raises:
+            StoreError: it cannot be made, or belongs to somebody else.
+        """
+        if self._call("list", "", "list_objects_v2", tolerate="NoSuchBucket", MaxKeys=1) is not None:
+            return False
+        with self._explained("make", ""):
+            region = self._connect().client.meta.region_name
+        where = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        self._call("make", "", "create_bucket", tolerate="BucketAlreadyOwnedByYou", **where)
+        return True
+
+    def keeps_first(self, key: str) -> bool:
+        """Whether the server refuses a conditional put (``If-None-Match: *``) over an object that is there.
+
+        Nothing here relies on it: some servers ignore it, and others race.  Raises StoreError.
+        """
+        request = {"Key": self._prefix + check_key(key), "Body": b"", "IfNoneMatch": "*"}
+        try:
+            return self._call("write", key, "put_object", tolerate="PreconditionFailed", **request) is None
+        except StoreError:  # it does not know the header
+            return False
+
     def _call(self, verb: str, key: str, operation: str, *, tolerate: str = "", **arguments: Any) -> Any:
         """The server's answer, or None where it is the error code ``tolerate``.
 

@@ -9,7 +9,7 @@ from feature_atlas.errors import ObjectNotFound, StoreError
 
 _PERMISSIONS = {
     "read": "s3:GetObject", "write": "s3:PutObject", "list": "s3:ListBucket",
-    "delete": "s3:DeleteObject", "link": "s3:GetObject",
+    "delete": "s3:DeleteObject", "link": "s3:GetObject", "make": "s3:CreateBucket",
 }  # fmt: skip
 _SIGN_IN = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 _EXPIRED = "the AWS credentials have expired: sign in again, then run the same command again"

@@ -12,6 +12,7 @@ from typing import cast
 
 import torch
 
+from feature_atlas import __version__
 from feature_atlas.broker import open_client
 from feature_atlas.errors import DeviceError
 from feature_atlas.messages import QUEUE, Message, Order, parse
@@ -43,8 +44,9 @@ class Child:
         self.hand = Hand(self.client)
         self.atlases = Atlases(self.client, settings.allowed_stores)
         self.beat = Beat(
-            worker=worker, host=socket.gethostname(), pid=os.getpid(), device=settings.device, started=time.time()
-        )
+            worker=worker, host=socket.gethostname(), pid=os.getpid(), device=settings.device, release=__version__,
+            started=time.time(),
+        )  # fmt: skip
         #: Atlases that this worker knows of, whatever the broker forgets.
         self.served = set(filter(None, pulse.note.split("\n")))
         #: Groups refused since something was rendered, and how often all that waited was refused.
