@@ -57,6 +57,8 @@ def make_app(broker: str, *, visibility_timeout: float = 120.0, grace: float = 2
         worker_enable_soft_shutdown_on_idle=False,
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_send_task_events=False,
+        # Whoever can publish could end the workers.
+        worker_enable_remote_control=False,
         worker_redirect_stdouts=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
