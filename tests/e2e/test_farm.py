@@ -311,10 +311,13 @@ def test_a_message_of_a_newer_producer_is_left_to_others(crew: Farm) -> None:
 
 
 def test_a_worker_killed_in_the_middle_of_a_batch_loses_nothing(build: Build) -> None:
-    farm = build({"slow": 24})
+    farm = build({"slow": 40})
     farm.enqueue()
     victim = farm.start()
-    wait_until(lambda: in_hand(farm) >= 8, "a batch in hand")
+    wait_until(lambda: in_hand(farm) >= 16, "batches in hand")
+    wait_until(lambda: farm.client.hlen(attempts_key(farm.atlas.url)) > 0, "a batch begun")
+    # Of all that was claimed only what is drawn, or on its way into the store, counts as tried.
+    assert farm.client.hlen(attempts_key(farm.atlas.url)) <= 8
     child = victim.child
     victim.signal(signal.SIGKILL)
     # Its rendering process goes with it, and with that the renewal of the leases.

@@ -38,8 +38,8 @@ def record(job: Job, seen: Visualization, weights_sha256: str, software: dict[st
     )  # fmt: skip
 
 
-def put(store: Store, seen: Visualization, about: Manifest, run: Run) -> None:
-    """Writes a finished job: further images and the dead marker, then the picture, which commits, then its side-car.
+def put(store: Store, seen: Visualization, about: Manifest, run: Run) -> SideCar:
+    """Writes a finished job: further images and the dead marker, then the picture, which commits; its side-car to be.
 
     Raises:
         StoreError: not committed.
@@ -53,10 +53,15 @@ def put(store: Store, seen: Visualization, about: Manifest, run: Run) -> None:
         store.put(keys.dead(unit), b"")
     png = manifest.encode_png(seen.images[0], about)
     store.put(keys.image(unit), png, content_type="image/png")
-    car = SideCar(manifest=about, sha256=hashlib.sha256(png).hexdigest(), bytes=len(png), run=run)
+    return SideCar(manifest=about, sha256=hashlib.sha256(png).hexdigest(), bytes=len(png), run=run)
+
+
+def put_side_car(store: Store, car: SideCar) -> None:
+    """Writes the record beside a committed picture, or says that it could not: whoever reads rebuilds it."""
+    unit = car.manifest.unit
     try:
         store.put(keys.manifest(unit), manifest.dump(car), content_type="application/json")
-    except StoreError as error:  # the job is done; whoever reads rebuilds the side-car
+    except StoreError as error:
         log.warning("the side-car of %s was not written: %s", unit, error)
 
 
@@ -94,7 +99,11 @@ def patiently(action: Callable[[], T], patience: float) -> T:
 
 
 class Uploads:
-    """Finished jobs on their way to the store, on threads, while the next batch renders."""
+    """Finished jobs on their way to the store, on threads, while the next batch renders.
+
+    What is drawn and not yet written is lost with the process.  So pictures, which commit, go before all side-cars,
+    and the next batch waits for as many as could not be written while it is drawn.
+    """
 
     def __init__(
         self,
@@ -103,20 +112,48 @@ class Uploads:
         patience: float,
         committed: Callable[[Manifest], None],
         failed_before: Set[Unit] = frozenset(),
+        *,
+        threads: int = 1,
     ) -> None:
-        """``committed`` is called by :meth:`report`, on its caller's thread; success forgets an earlier failure."""
+        """Nothing is on its way yet.
+
+        Args:
+            pool: of so many ``threads``.
+            store: where to.
+            patience: seconds for which a failing store is tried again.
+            committed: called by :meth:`report`, on its caller's thread.
+            failed_before: units whose earlier failure a success forgets.
+            threads: of the pool.
+        """
         self.pool, self.store, self.patience, self.committed = pool, store, patience, committed
-        self.failed_before = failed_before
+        self.failed_before, self.threads = failed_before, threads
         self._pending: deque[tuple[Manifest, Future[None]]] = deque()
+        self._cars: deque[Future[None]] = deque()
+        #: Seconds that one job takes one thread: of late, and 0 before the first.
+        self._each = 0.0
 
     def submit(self, seen: Visualization, about: Manifest, run: Run) -> None:
         """Begins to write a finished job."""
         self._pending.append((about, self.pool.submit(self._write, seen, about, run)))
 
     def _write(self, seen: Visualization, about: Manifest, run: Run) -> None:
-        patiently(lambda: put(self.store, seen, about, run), self.patience)
+        started = time.monotonic()
+        car = patiently(lambda: put(self.store, seen, about, run), self.patience)
         if about.unit in self.failed_before:
             patiently(lambda: self.store.delete(keys.error(about.unit)), self.patience)
+        took = time.monotonic() - started
+        # At the end of the line: behind all pictures that wait.
+        self._cars.append(self.pool.submit(self._finish, car, took))
+
+    def _finish(self, car: SideCar, took: float) -> None:
+        started = time.monotonic()
+        put_side_car(self.store, car)
+        took += time.monotonic() - started
+        self._each = 0.8 * self._each + 0.2 * took if self._each else took
+
+    def fitting(self, seconds: float) -> int:
+        """How many jobs are written in this time, as things went of late."""
+        return int(seconds * self.threads / self._each) if self._each else 0
 
     def report(self, at_most: int | None = None) -> None:
         """Reports what is committed; waits until ``at_most`` are still on their way, if given.  Raises StoreError."""
@@ -136,6 +173,8 @@ class Uploads:
                 self.report(at_most=0)
             except StoreError as error:
                 first = first or error
+        while self._cars:
+            self._cars.popleft().result()
         if first is not None:
             raise first
 

@@ -64,7 +64,8 @@ class Executor:
         self.render = render
         self._load = load
         self._model: tuple[ModelRef, VisionModel] | None = None
-        self.pool = ThreadPoolExecutor(_THREADS, "upload")
+        self.threads = _THREADS
+        self.pool = ThreadPoolExecutor(self.threads, "upload")
         self.software = {
             "feature-atlas": feature_atlas.__version__,
             "torch": torch.__version__,
@@ -128,11 +129,12 @@ class Executor:
         on_outcome: Callable[[Outcome], None],
         stop: Callable[[], bool] | None = None,
         on_step: Callable[[int, int], None] | None = None,
+        on_begin: Callable[[Sequence[Job]], None] | None = None,
     ) -> None:
         """Renders jobs of one group; each is reported on this thread once it is committed, or on record as failed.
 
         A job that fails is isolated and recorded; the others finish.  Once ``stop()`` is true the rest is reported as
-        unfinished.  ``on_step`` gets (steps done, steps of this batch).
+        unfinished.  ``on_step`` gets (steps done, steps of this batch), ``on_begin`` a batch's jobs before it.
 
         Raises:
             OtherRendererError: the recipe is for another release; nothing was touched.
@@ -142,7 +144,7 @@ class Executor:
         if not jobs:
             return
         check_renderer(jobs[0])
-        GroupRun(self, self.model(jobs[0].model, store.get), jobs, store, on_outcome, stop, on_step).go()
+        GroupRun(self, self.model(jobs[0].model, store.get), jobs, store, on_outcome, stop, on_step, on_begin).go()
 
 
 def check_renderer(job: Job) -> None:

@@ -59,12 +59,15 @@ class GroupRun:
         on_outcome: Callable[[Outcome], None],
         stop: Callable[[], bool] | None,
         on_step: Callable[[int, int], None] | None,
+        on_begin: Callable[[Sequence[Job]], None] | None,
     ) -> None:
         self.executor, self.model, self.jobs, self.store = executor, model, jobs, store
-        self.on_outcome, self.on_step = on_outcome, on_step
+        self.on_outcome, self.on_step, self.on_begin = on_outcome, on_step, on_begin
         self.stop = stop or (lambda: False)
         self.stopped = False
-        self.uploads = commit.Uploads(executor.pool, store, executor.patience, self._committed, self._listed_errors())
+        self.uploads = commit.Uploads(
+            executor.pool, store, executor.patience, self._committed, self._listed_errors(), threads=executor.threads
+        )
         #: The sentence with which two different jobs were refused: the layer is to blame, not the channel.
         self.hopeless: str | None = None
         self.refused: set[str] = set()
@@ -93,7 +96,7 @@ class GroupRun:
             for job in batch:
                 self._fail(job, "failed", self.hopeless, "", final=True)
             return
-        result = None if self._stopping() else self._render(batch, shape)
+        result = None if self._stopping() else self._begin(batch, shape)
         if isinstance(result, list):
             self._submit(batch, result, shape)
         elif result is None or result.kind == "stopped":
@@ -111,6 +114,11 @@ class GroupRun:
             middle = (len(batch) + 1) // 2
             self._attempt(batch[:middle], shape)
             self._attempt(batch[middle:], shape)
+
+    def _begin(self, batch: Sequence[Job], shape: int) -> list[Visualization] | _Trouble:
+        if self.on_begin is not None:
+            self.on_begin(batch)
+        return self._render(batch, shape)
 
     def _render(self, batch: Sequence[Job], shape: int) -> list[Visualization] | _Trouble:
         started = time.monotonic()
@@ -151,8 +159,8 @@ class GroupRun:
                 created=commit.now(),
             )  # fmt: skip
             self.uploads.submit(seen, about, run)
-        # Back-pressure: at most the batch before this one may still be on its way.
-        self.uploads.report(at_most=2 * shape)
+        # The next batch takes as long as this one.  Where the store is slower, it waits: at most one batch is at risk.
+        self.uploads.report(at_most=min(2 * shape, self.uploads.fitting(self.seconds * len(batch))))
 
     def _committed(self, about: Manifest) -> None:
         self.on_outcome(Outcome(about.job, "dead" if about.status == "dead" else "ok", about))

@@ -6,7 +6,6 @@ surroundings' faults are waited for in place and count as no attempt.  The job's
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -95,9 +94,9 @@ class Turn:
         for part in self._parts(todo, size):
             if self.brake.between_batches():
                 break
-            broker(functools.partial(self.hand.count, [self._messages[job.unit] for job in part]))
-            self.child.note(batch=min(size, len(part)))
-            executor.run(part, self.child.patient(atlas.store), self._settle, self.brake.pulled, self.brake.step)
+            executor.run(
+                part, self.child.patient(atlas.store), self._settle, self.brake.pulled, self.brake.step, self._begin
+            )
             self.child.pulse.device_failures = 0
         log.info("%s: %d of %d done", self.order.layer, self.child.beat.done - before, len(self._messages))
 
@@ -163,6 +162,12 @@ class Turn:
             most = len(level) if tried == 0 else max(1, size // _DIVIDE**tried)
             parts += [level[i : i + most] for i in range(0, len(level), most)]
         return parts
+
+    def _begin(self, batch: Sequence[Job]) -> None:
+        """Counts an attempt at each job of a batch, and at none that merely waits in this worker's hands."""
+        messages = [self._messages[job.unit] for job in batch]
+        self.retreat.broker(lambda: self.hand.count(messages))
+        self.child.note(batch=len(batch))
 
     def _settle(self, outcome: Outcome) -> None:
         """What becomes of the message of one finished, failed or unfinished job."""
