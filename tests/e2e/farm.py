@@ -201,8 +201,12 @@ class Farm:
         problems = [problem for problem in atlas.verify() if not problem.harmless]
         assert not problems, problems[:3]
         for unit in done:
-            key = keys.image(unit)
-            pixels, record = manifest.decode_png(atlas.store.get(key), key)
-            assert record is not None and record.job == atlas.plan.job(unit)
-            assert record.pixels_sha256[0] == manifest.pixels_sha256(pixels)
+            self.check_picture(unit)
         assert self.enqueue() == 0
+
+    def check_picture(self, unit: Unit) -> None:
+        """A done job's picture decodes, and what it carries is this job's record and of these pixels."""
+        key = keys.image(unit)
+        pixels, record = manifest.decode_png(self.atlas.store.get(key), key)
+        assert record is not None and record.job == self.atlas.plan.job(unit)
+        assert record.pixels_sha256[0] == manifest.pixels_sha256(pixels)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import time
@@ -10,13 +11,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from redis import RedisError
+
 from feature_atlas.errors import AtlasError
 from feature_atlas.messages import QUEUE, UNACKED
 from feature_atlas.reconcile import where
+from feature_atlas.spec import Unit
 from tests.e2e.chaos.proxy import Proxy
-from tests.e2e.farm import Farm, Worker
+from tests.e2e.farm import Farm, Worker, grow
 from tests.servers import RedisServer, Server, wait_until
 
+#: A mixture: many layers, jobs that kill their process, fail twice, fail always.
+SHORT = {"conv1": 40, "flaky": 2, "conv2": 30, "poison": 1, "conv3": 27}
+LONG = {**{f"conv{i}": 100 for i in range(9)}, "flaky": 5, "poison": 3, "broken": 2, "conv9": 90}
 #: Seconds of a broker's and a store's outage.
 OUTAGE = 3.0
 
@@ -38,6 +45,9 @@ class Chaos:
     timeline: list[tuple[float, int, int, int]] = field(default_factory=list)
     #: Pictures drawn in vain, by the last fault before.
     in_vain_after: dict[str, int] = field(default_factory=dict)
+    #: The most jobs that only a reconciliation finds again, by the fault just before.
+    nowhere_after: dict[str, int] = field(default_factory=dict)
+    checked: set[Unit] = field(default_factory=set)
     watchdog: int = 0
     _names: int = 0
 
@@ -156,13 +166,23 @@ class Chaos:
             self.hire()
 
     def check_meanwhile(self) -> None:
-        """Nothing of another plan, and nothing both done and given up."""
-        planned = set(self.farm.atlas.plan.units())
+        """After each fault: nothing of another plan, new pictures are right, and what is nowhere is counted."""
+        farm = self.farm
+        planned = set(farm.atlas.plan.units())
         try:
-            done = self.farm.atlas.done()
-        except AtlasError:  # the store is being restarted
+            # In the order in which jobs move, so that none on its way is overlooked.
+            queued, in_hand = where(farm.client, farm.atlas.url)
+            done, given_up = farm.atlas.done(), farm.given_up()
+            for unit in done - self.checked:
+                farm.check_picture(unit)
+        except (AtlasError, RedisError):  # store or broker is only just coming back
             return
-        assert not done - planned
+        self.checked |= done
+        sent = {Unit(*group, i) for there in (queued, in_hand) for group, found in there.items() for i in found}
+        assert not (done | sent) - planned
+        nowhere = len(planned - done - given_up - sent)
+        kind = self.faults[-1][1]
+        self.nowhere_after[kind] = max(nowhere, self.nowhere_after.get(kind, 0))
 
     def to_the_end(self, limit: float) -> None:
         """Until nothing is missing, with nobody's help."""
@@ -181,6 +201,13 @@ class Chaos:
             hands = where(self.farm.client, self.farm.atlas.url)
             raise AssertionError(f"{error}: {self.farm.state()} {hands}\n{self.farm.logs()}") from None
 
+    def second_by_second(self) -> list[tuple[int, int, int, int]]:
+        """The timeline's first point of each second."""
+        firsts: dict[int, tuple[int, int, int, int]] = {}
+        for seconds, *counts in self.timeline:
+            firsts.setdefault(int(seconds), (int(seconds), *counts))
+        return list(firsts.values())
+
     def figures(self) -> dict[str, Any]:
         """What came of it."""
         drawn = self.farm.drawings()
@@ -191,7 +218,34 @@ class Chaos:
         return {
             "seed": self.seed, "jobs": len(planned), "workers": self.workers, "faults": len(self.faults),
             "kinds": kinds, "lost": len(planned - done - failed), "given_up": len(failed), "by_hand": 0,
-            "in_vain": self.farm.in_vain(), "in_vain_after": self.in_vain_after, "drawn": sum(drawn.values()),
+            "in_vain": self.farm.in_vain(), "in_vain_after": self.in_vain_after,
+            "nowhere_after": self.nowhere_after, "drawn": sum(drawn.values()),
             "seconds": round(time.monotonic() - self.started, 1), "watchdog": self.watchdog,
-            "timeline": [(round(t), *rest) for t, *rest in self.timeline[:: max(1, len(self.timeline) // 40)]],
+            "faults_at": [(round(t), kind) for t, kind in self.faults],
+            "timeline": self.second_by_second(),
         }  # fmt: skip
+
+
+def suffer(
+    folder: Path, server: RedisServer, layers: dict[str, int], *, faults: int, pause: tuple[float, float], limit: float,
+    workers: int = 2, seconds: float = 0.1, visibility: int = 12, url: str = "", **options: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """One farm through one run; its figures, with the invariants checked."""
+    proxy = Proxy(server.port)
+    full = folder / "full"
+    environ = {
+        "TEST_SECONDS": str(seconds), "TEST_FULL": str(full), "FEATURE_ATLAS_WATCHDOG": "15",
+        "FEATURE_ATLAS_VISIBILITY_TIMEOUT": str(visibility),
+    }  # fmt: skip
+    with Farm(folder, server.url, grow(url or folder / "atlas", layers, steps=10), environ) as farm:
+        assert farm.enqueue() == sum(layers.values())
+        chaos = Chaos(farm, server, proxy, workers=workers, full=None if url else full, **options)
+        try:
+            figures = chaos.run(faults, pause, limit)
+        finally:
+            proxy.close()
+        farm.check()
+    print("\n" + json.dumps(figures))
+    assert figures["lost"] == 0
+    assert figures["given_up"] == layers.get("poison", 0) + layers.get("broken", 0)
+    return figures
