@@ -314,7 +314,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_nothing(build: Build) ->
     farm = build({"slow": 40})
     farm.enqueue()
     victim = farm.start()
-    wait_until(lambda: in_hand(farm) >= 16, "batches in hand")
+    wait_until(lambda: in_hand(farm) >= 16, "batches in hand", 60)
     wait_until(lambda: farm.client.hlen(attempts_key(farm.atlas.url)) > 0, "a batch begun")
     # Of all that was claimed only what is drawn, or on its way into the store, counts as tried.
     assert farm.client.hlen(attempts_key(farm.atlas.url)) <= 8
