@@ -1,7 +1,8 @@
 """Which machine's folder an atlas URL means: ``/data/atlas`` here need not be ``/data/atlas`` there.
 
-Whoever enqueues leaves a random token in the folder and names it to the broker; a worker that does not find the same
+Whoever enqueues leaves a random token in the atlas and names it to the broker; a worker that does not find the same
 token looks at another machine's folder.  A shared file system passes, wherever it is mounted under the same path.
+The token also says that the atlas was enqueued and not cancelled, to workers whose broker has forgotten everything.
 """
 
 from __future__ import annotations
@@ -20,12 +21,21 @@ log = logging.getLogger(__name__)
 
 
 def describe(store: Store) -> str:
-    """What the broker keeps of an atlas's place (JSON); leaves a token in a folder that has none."""
-    about = {"host": socket.gethostname()}
+    """What the broker keeps of an atlas's place (JSON); leaves a token in an atlas that has none."""
+    about = {"host": socket.gethostname(), "token": _token(store) or _leave(store)}
     if isinstance(store, DirectoryStore):
         about["machine"] = _machine()
-        about["token"] = _token(store) or _leave(store)
     return json.dumps(about)
+
+
+def is_enqueued(store: Store) -> bool:
+    """Whether somebody enqueued this atlas and nobody cancelled it since.  Raises StoreError."""
+    return _token(store) is not None
+
+
+def withdraw(store: Store) -> None:
+    """Takes the token back: the atlas is cancelled.  Raises StoreError."""
+    store.delete(keys.PLACE)
 
 
 def difference(store: Store, described: str | bytes | None) -> str | None:

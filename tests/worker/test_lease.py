@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from feature_atlas import steer
-from feature_atlas.messages import QUEUE, UNACKED_INDEX, parse, rest_key
+from feature_atlas.cli import main
+from feature_atlas.messages import ATLASES, QUEUE, UNACKED_INDEX, parse, rest_key
 from feature_atlas.monitor import workers
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
@@ -89,6 +90,40 @@ def test_an_atlas_is_remembered_by_the_next_child_when_the_broker_forgot_it(chil
     successor.lease.search()
     assert child.client.llen(QUEUE) == 3
     successor.close()
+
+
+def test_a_broker_that_forgot_is_reminded_by_the_next_tick(child: Child, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    enqueue(atlas, child.settings.broker)
+    child.lease.tick()
+    before = child.client.hgetall(ATLASES)
+    child.client.flushall()
+    child.lease.tick()
+    assert child.client.hgetall(ATLASES) == before and list(before) == [atlas.url.encode()]
+    # But of nothing that was cancelled or is gone.
+    steer.cancel(child.client, atlas.url)
+    child.lease.tick()
+    assert not child.client.exists(ATLASES)
+
+
+@pytest.mark.parametrize("below", ["", "atlas"])
+def test_a_worker_that_nobody_told_anything_goes_on_where_it_may_write(
+    child: Child, valkey: RedisServer, tmp_path: Path, below: str
+) -> None:
+    # Given an atlas that was enqueued, another that was not, and a broker that forgot while all workers were replaced
+    atlas, _ = grow(tmp_path / below, {"conv": 3}), grow(tmp_path / "mine", {"conv": 3})
+    enqueue(atlas, child.settings.broker)
+    child.client.flushall()
+    child.lease.search()
+    assert child.served == {atlas.url} and child.client.llen(QUEUE) == 3
+    # When it is cancelled, and the broker forgets that, too
+    assert main(["cancel", atlas.url, "--broker", valkey.url]) == 0
+    child.client.flushall()
+    child.lease._look_after = 0.0
+    child.served.clear()
+    child.lease.search()
+    # Then nobody goes on with it
+    assert not child.served and child.client.llen(QUEUE) == 0
 
 
 def test_an_atlas_that_is_gone_is_forgotten(child: Child, tmp_path: Path) -> None:

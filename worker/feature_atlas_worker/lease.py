@@ -6,6 +6,7 @@ import logging
 import os
 import random
 import threading
+import time
 from typing import TYPE_CHECKING, cast
 
 from redis import RedisError
@@ -43,6 +44,10 @@ class Lease:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._search: threading.Thread | None = None
         self._troubled = False
+        #: What the broker said of the atlases; those that are gone; and when to look for others.
+        self._described: dict[str, bytes] = {}
+        self._gone: set[str] = set()
+        self._look_after = 0.0
 
     def start(self) -> None:
         """Begins to tick."""
@@ -79,12 +84,24 @@ class Lease:
         child.client.hset(WORKERS, child.beat.worker, child.beat_now().model_dump_json())
         flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))
         self.flags = {url.decode(): cast("Flag", value.decode()) for url, value in flags.items()}
-        known = {name.decode() for name in cast("list[bytes]", child.client.hkeys(ATLASES))}
-        child.served |= known
-        child.served -= {url for url, flag in self.flags.items() if flag == "cancelled"}
+        self._learn()
         child.pulse.note = "\n".join(sorted(child.served))
         self.workers = max(1, sum(beat.alive for beat in monitor.workers(child.client)))
         self._search_if_idle()
+
+    def _learn(self) -> None:
+        """Takes note of the atlases that the broker knows, and reminds it of those that it has forgotten."""
+        child = self.child
+        known = {
+            url.decode(): about for url, about in cast("dict[bytes, bytes]", child.client.hgetall(ATLASES)).items()
+        }
+        child.served |= known.keys() - self._gone
+        child.served -= {url for url, flag in self.flags.items() if flag == "cancelled"}
+        for url, about in self._described.items():
+            # Whoever comes next may outlive all who have heard of it.
+            if url not in known and url in child.served:
+                child.client.hsetnx(ATLASES, url, about)
+        self._described |= known
 
     def _break_off(self) -> None:
         """Ends this process, which hangs; the attempts count, so that a job that hangs every time is given up."""
@@ -107,9 +124,12 @@ class Lease:
         self._search.start()
 
     def search(self) -> None:
-        """Reconciles the atlases that this worker has heard of."""
+        """Reconciles the atlases that this worker has heard of; where it has of none, looks where it may write."""
         client, rest = self.child.client, max(1, round(self.child.settings.rest))
         try:
+            if not self.child.served and time.monotonic() >= self._look_after:
+                self._look_after = time.monotonic() + rest
+                self.child.served |= self.atlases.enqueued() - self.flags.keys()
             for url in sorted(self.child.served):
                 if url not in self.flags and client.set(rest_key(url), "1", ex=rest, nx=True):
                     self._reconcile(url)
@@ -126,6 +146,7 @@ class Lease:
             log.warning("%s is forgotten: %s", url, error)
             self.child.client.hdel(ATLASES, url)
             self.child.served.discard(url)
+            self._gone.add(url)
             return
         except AtlasError as error:
             log.warning("%s was not looked through: %s", url, error)

@@ -170,15 +170,17 @@ def run_up(args: argparse.Namespace) -> int:
 
 def run_steer(args: argparse.Namespace) -> int:
     """cancel, pause and resume."""
-    from feature_atlas import steer
+    from feature_atlas import place, steer
     from feature_atlas.broker import connect, explain, trouble
     from feature_atlas.store import open_store
 
-    settings, url = _settings(args), open_store(args.url).url
+    settings, store = _settings(args), open_store(args.url)
+    url = store.url
     client = connect(settings.broker)
     try:
         if args.command == "cancel":
             dropped = steer.cancel(client, url)
+            place.withdraw(store)
             print(f"{dropped} jobs taken out of the queue; to go on one day: feature-atlas enqueue {url}")
         elif args.command == "pause":
             steer.pause(client, url)
