@@ -32,13 +32,16 @@ class _Redirected(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         out, allow = ctx.saved_tensors
         (grad,) = grads  # d loss / d output: negative pushes the activation up
+        normal = torch.ops.aten.threshold_backward(grad, out, 0.0)
+        if ctx.ceiling is not None:
+            normal = normal.masked_fill_(out >= ctx.ceiling, 0)
+        axes = tuple(range(1, grad.ndim))
+        # Hardly ever blocked, and a sum that is not zero says so at once.  A GPU is not made to wait for the answer.
+        if grad.device.type == "cpu" and not bool(((normal.sum(axes) == 0) & allow).any()):
+            return normal, None, None, None
+        whole = (normal.abs().amax(axes) == 0) & allow
         below = out <= 0
         above = out >= ctx.ceiling if ctx.ceiling is not None else torch.zeros_like(below)
-        normal = grad.masked_fill(below | above if ctx.ceiling is not None else below, 0)
-        whole = (normal.flatten(1).abs().amax(1) == 0) & allow
-        # Hardly ever true; a GPU is not made to wait for the answer.
-        if grad.device.type == "cpu" and not bool(whole.any()):
-            return normal, None, None, None
         outward = (below & (grad > 0)) | (above & (grad < 0))
         redirected = torch.where(whole.view(-1, *[1] * (grad.ndim - 1)), grad.masked_fill(outward, 0), normal)
         return redirected, None, None, None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError
+from feature_atlas_worker.stem import quicken
 
 
 @dataclass
@@ -54,6 +55,8 @@ def private_copy(module: nn.Module, device: torch.device) -> nn.Module:
         for layer in twin.modules():
             if isinstance(layer, nn.Conv2d):
                 layer.to(memory_format=torch.channels_last)
+        if device.type == "cpu":
+            quicken(twin)
         kept[str(device)] = state, twin
     return kept[str(device)][1]
 
