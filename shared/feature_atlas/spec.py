@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from feature_atlas.errors import RequestError, did_you_mean
 
 #: Raised whenever a golden picture moves: a worker with another number hands the job back.
-RENDERER = 1
+RENDERER = 2
 #: One path segment of a key: parts joined by single dots, so that it can neither hide nor leave its folder.
 NAME_PATTERN = r"^[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*$"
 NAME_LENGTH = 200
@@ -174,6 +174,10 @@ class Recipe(Record):
     penalties: Literal["relative", "absolute"] = "relative"
     total_variation: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
     diversity: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
+    #: Frequency penalization: every step multiplies each Fourier coefficient by 1 - rate * penalty *
+    #: (f / 0.25)**4, f in cycles per pixel: a weight decay beside Adam, not through it, so its strength is the same in
+    #: every layer of every network.
+    frequency_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
     # -- dead units
     #: Redirected ReLU gradients during the first steps, while an image's whole gradient is blocked (Lucid).
     redirect: Annotated[int, Field(ge=0)] = 16
@@ -205,6 +209,8 @@ class Recipe(Record):
             raise ValueError(f"diversity {self.diversity} needs at least 2 images per job, not {self.images}")
         if self.position is not None and self.objective != "neuron":
             raise ValueError(f"a position belongs to the objective 'neuron', not {self.objective!r}")
+        if self.frequency_penalty and self.parameterization != "fourier":
+            raise ValueError(f"frequency_penalty {self.frequency_penalty} needs the parameterization 'fourier'")
         if self.coarse_steps > self.steps:
             raise ValueError(f"coarse_steps {self.coarse_steps} is more than steps {self.steps}")
         return self

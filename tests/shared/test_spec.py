@@ -196,6 +196,7 @@ def test_units_sort_by_group_and_say_where_they_are() -> None:
         ("coarse", [0.125, 1], [0.1, 1.1]),
         ("network_size", [None, (224, 224), 299], [(4, 4)]),
         ("total_variation", [0, 1e6], [-1e-9, 1e7]),
+        ("frequency_penalty", [0, 100], [-1e-9, 101]),
         ("redirect", [0, 16], [-1]),
         ("images", [1, 64], [0, 65]),
         ("seed", [0, 2**53 - 1], [-1, 2**53]),
@@ -219,6 +220,10 @@ def test_a_recipe_stays_within_bounds(field: str, good: list[Any], bad: list[Any
         ({"diversity": 1.0}, "recipe: diversity 1.0 needs at least 2 images per job, not 1"),
         ({"position": (1, 2)}, "recipe: a position belongs to the objective 'neuron', not 'channel'"),
         ({"steps": 4, "coarse_steps": 5}, "recipe: coarse_steps 5 is more than steps 4"),
+        (
+            {"parameterization": "pixel", "frequency_penalty": 0.1},
+            "recipe: frequency_penalty 0.1 needs the parameterization 'fourier'",
+        ),
         ({"stepz": 4}, "recipe: unknown field 'stepz'; did you mean steps? (fields: adapt, betas, blur, "),
         ({"steps": "x" * 1000}, f"recipe: steps='{'x' * 76}...: input should be a valid integer"),
     ],

@@ -220,6 +220,21 @@ def test_smoothness_pulls_against_the_objective(penalties: Any) -> None:
     assert held < 0.7 * free
 
 
+def test_the_frequency_penalty_takes_fine_detail_and_leaves_coarse() -> None:
+    def energy(weight: float) -> tuple[float, float]:
+        """Mean square amplitude (below 1/8, above 1/4 cycles per pixel) before the squash."""
+        recipe = Recipe(size=(32, 32), steps=20, learning_rate=0.1, decay=0.5, frequency_penalty=weight)
+        planes = torch.logit(ascend(networks.toy()[0], "conv2", recipe, (3,)).last[0].clamp(1e-6, 1 - 1e-6))
+        power = torch.fft.fft2(planes).abs().square()  # [3, 32, 32]
+        cycles = torch.fft.fftfreq(32)
+        radius = (cycles[:, None] ** 2 + cycles[None, :] ** 2).sqrt()
+        return float(power[:, radius < 0.125].mean()), float(power[:, radius > 0.25].mean())
+
+    free, held = energy(0.0), energy(1.0)
+    assert held[1] < 0.5 * free[1]
+    assert held[0] > 0.8 * free[0]
+
+
 @pytest.mark.parametrize("penalties", ["relative", "absolute"])
 def test_diversity_pushes_images_apart(penalties: Any) -> None:
     def gram_cosine(weight: float) -> float:

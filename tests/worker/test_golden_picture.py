@@ -22,7 +22,8 @@ GOLDEN = Path(__file__).with_name(f"golden-{RENDERER}.png")
 RECIPE = Recipe(
     size=(16, 24), steps=12, learning_rate=0.2, learning_rate_end=0.1, betas=(0.5, 0.99), adapt="frequency",
     init_std=0.1, pad=2, jitter=(3, 1), scale=(0.9, 1.1), rotate=(-10, 10), cut=(1, 0.2), blur=(0.5, 0),
-    blur_random=(0, 0.5), coarse=0.5, coarse_steps=3, total_variation=0.05, images=2, diversity=0.5,
+    blur_random=(0, 0.5), coarse=0.5, coarse_steps=3, total_variation=0.05, frequency_penalty=0.2,
+    images=2, diversity=0.5,
 )  # fmt: skip
 #: The same in pixels, with published weights.
 PIXELS = Recipe(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from feature_atlas.spec import Recipe
-from feature_atlas_worker.params import COLOUR, Bands, Parameterization, coarse_size, init, stream, to_image
+from feature_atlas_worker.params import COLOUR, Bands, Parameterization, Spectrum, coarse_size, init, stream, to_image
 
 SIZES = [(16, 16), (17, 17), (15, 22), (24, 13)]
 
@@ -198,3 +198,14 @@ def test_a_band_shares_the_mean_square_of_its_coefficients() -> None:
         torch.testing.assert_close(found.flatten(1)[:, own], square[:, own].mean(1, keepdim=True).expand(-1, own.sum()))
     assert torch.equal(bands.mean_square(1024 * spectrum), 2**20 * found)
     torch.testing.assert_close(bands.mean_square(spectrum[1:]), found[1:])
+
+
+def test_a_decay_takes_the_fourth_power_of_the_frequency_and_never_turns_a_sign() -> None:
+    spectrum = Spectrum(Recipe(size=(16, 16)), (16, 16), "cpu")
+    kept = spectrum.kept(0.1)[..., 0]  # [16, 9]
+    assert kept[0, 0] == 1
+    assert kept[0, 4].item() == pytest.approx(0.9)  # 4 cycles in 16 pixels
+    assert kept[0, 2].item() == pytest.approx(1 - 0.1 / 16)
+    assert kept[2, 0] == kept[0, 2] == kept[-2, 0]
+    assert torch.equal(spectrum.kept(0.0), torch.ones(16, 9, 1))
+    assert spectrum.kept(50.0).min() == 0

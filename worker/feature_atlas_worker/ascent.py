@@ -187,13 +187,19 @@ class Ascent:
 
     @torch.no_grad()
     def _update(self, step: int, rate: float, gradient: Tensor) -> None:
-        """Adam (Kingma & Ba 2015), epsilon 1e-8 outside the bias correction's root."""
+        """Adam (Kingma & Ba 2015), epsilon 1e-8 outside the bias correction's root; then the frequency penalty.
+
+        The penalty decays the coefficients themselves (Loshchilov & Hutter 2019): sent through Adam, it would be
+        divided by the gradient's size and no longer mean the same everywhere.
+        """
         one, two = self.recipe.betas
         self.first_moment.lerp_(gradient, 1 - one)
         square = self.bands.mean_square(gradient) if self.bands is not None else gradient**2
         self.second_moment.lerp_(square, 1 - two)
         root = self.second_moment.sqrt().div_(math.sqrt(1 - two ** (step + 1))).add_(1e-8)
         self.parameters.addcdiv_(self.first_moment, root, value=-rate / (1 - one ** (step + 1)))
+        if self.fine.spectrum is not None and self.recipe.frequency_penalty:
+            self.parameters.mul_(self.fine.spectrum.kept(rate * self.recipe.frequency_penalty))
 
     @torch.no_grad()
     def _record(self, step: int, loss: Tensor, chosen: Tensor) -> None:

@@ -102,6 +102,13 @@ class Spectrum:
         """Transfer function of a Gaussian blur of ``sigma`` full-resolution pixels.  [B] -> [B, 1, h, w//2+1]."""
         return torch.exp(-2.0 * (math.pi * sigma[:, None, None, None]) ** 2 * self.square_frequency)
 
+    def kept(self, decay: float) -> Tensor:
+        """Share of each coefficient left by a decay of ``decay`` at a quarter cycle per pixel.  -> [h, w//2+1, 1].
+
+        It grows with the fourth power of the frequency: half an octave below, a quarter is left of it.
+        """
+        return (1.0 - decay * (16.0 * self.square_frequency) ** 2).clamp(min=0.0)[..., None]
+
     def picture(self, parameters: Tensor, sigma: Tensor | None) -> Tensor:
         """Decorrelated colour planes before the squash.  [B, 3, H, W//2+1, 2] -> [B, 3, h, w]."""
         scale = self.scale if sigma is None else self.scale * self.low_pass(sigma)
