@@ -100,8 +100,13 @@ class Ascent:
                 allow = self._allowed(step)
             if step in judged:
                 self._judge(step)
-            image_gradient = self._objective_gradient(step, allow)
-            self._update(step, rates[step], self._parameter_gradient(step, image_gradient))
+            parameters = self.parameters.detach().requires_grad_()
+            picture = self._picture(step, parameters)
+            shown = picture.detach().requires_grad_()
+            gradient = self._objective_gradient(step, shown, allow) + self._smoothness_gradient(shown)
+            # Back through colour and Fourier.
+            (gradient,) = torch.autograd.grad(picture, parameters, gradient)
+            self._update(step, rates[step], gradient)
             if on_step is not None:
                 on_step(step + 1, recipe.steps)
         last = params.to_image(self.parameters, recipe)
@@ -146,12 +151,9 @@ class Ascent:
             view = transforms.blur(view, self.schedule.blur[step] * share)
         return view
 
-    def _objective_gradient(self, step: int, allow: Tensor | None) -> Tensor:
+    def _objective_gradient(self, step: int, picture: Tensor, allow: Tensor | None) -> Tensor:
         """d loss / d picture without the smoothness penalty; at unit RMS where penalties are relative."""
         recipe = self.recipe
-        with torch.no_grad():
-            self._shown = self._picture(step, self.parameters)
-        picture = self._shown.requires_grad_()
         activations = self.network(self._view(step, picture), allow)
         chosen = objectives.values(activations, self.channels, recipe)
         loss = -objectives.score(chosen, recipe)
@@ -171,18 +173,13 @@ class Ascent:
             gradient = gradient + weight[:, None, None, None] * unit_rms(apart)
         return gradient
 
-    def _parameter_gradient(self, step: int, image_gradient: Tensor) -> Tensor:
-        """Adds the smoothness penalty and goes back through colour and Fourier."""
+    def _smoothness_gradient(self, picture: Tensor) -> Tensor | float:
+        """d weighted total variation / d picture.  [B, 3, h, w]"""
         recipe = self.recipe
-        parameters = self.parameters.detach().requires_grad_()
-        picture = self._picture(step, parameters)
-        surrogate = (picture * image_gradient).sum()
-        if recipe.total_variation:
-            penalty = (
-                regularizers.total_variation if recipe.penalties == "relative" else regularizers.total_variation_mean
-            )
-            surrogate = surrogate + recipe.total_variation * penalty(picture).sum()
-        (gradient,) = torch.autograd.grad(surrogate, parameters)
+        if not recipe.total_variation:
+            return 0.0
+        penalty = regularizers.total_variation if recipe.penalties == "relative" else regularizers.total_variation_mean
+        (gradient,) = torch.autograd.grad(recipe.total_variation * penalty(picture).sum(), picture)
         return gradient
 
     @torch.no_grad()

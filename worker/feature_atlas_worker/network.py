@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError
 from feature_atlas.spec import Recipe
-from feature_atlas_worker.activations import count_calls, frozen, tap
+from feature_atlas_worker.activations import count_calls, find, frozen, tap
+from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import RedirectedReLU
 from feature_atlas_worker.inspect import layer_layout
 from feature_atlas_worker.objectives import canonical
-from feature_atlas_worker.rewrite import private_copy
+from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
 
 
@@ -38,8 +39,10 @@ class Network:
 
     def __init__(
         self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: object, layout: str,
-        device: torch.device,
+        device: torch.device, rewrites: Rewrites = ALL,
     ) -> None:  # fmt: skip
+        self._one_by_one = device.type == "cpu" and not rewrites.together
+        self._format = torch.channels_last if rewrites.channels_last else torch.contiguous_format
         self.layer, self.layout, self.device = layer, layout, device
         #: The copy that really runs; another one as soon as the model's weights change.
         self.module = module
@@ -56,7 +59,7 @@ class Network:
         """
         if self._resample is not None and picture.shape[-2:] != self._resample:
             picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
-        if self.device.type != "cpu":
+        if not self._one_by_one:
             return self._together(picture, allow)
         # A CPU's convolutions sum in an order that depends on the batch's shape, and the ascent amplifies the
         # difference until the pictures are others.  Image by image there is only one shape.
@@ -68,19 +71,22 @@ class Network:
         redirect = RedirectedReLU(allow) if allow is not None else nullcontext()
         # fp32 where it matters: only the network itself may run in half precision.
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), redirect:
-            normalised = ((picture - self._mean) / self._std).contiguous(memory_format=torch.channels_last)
+            normalised = ((picture - self._mean) / self._std).contiguous(memory_format=self._format)
             activations = self._run(normalised)  # type: ignore[operator]
         return canonical(activations, self.layout)
 
 
 @contextmanager
-def open_network(model: Model, layer: str, recipe: Recipe, device: torch.device) -> Iterator[Network]:
+def open_network(
+    model: Model, layer: str, recipe: Recipe, device: torch.device, rewrites: Rewrites = ALL
+) -> Iterator[Network]:
     """The network cut at ``layer``; the model is put back as found.
 
     Raises:
         RequestError: no such layer, it has no channels, or a picture of this size is too small for it.
     """
-    with frozen(private_copy(model.module, device)) as module:
+    trial = _trial(model)
+    with frozen(private_copy(model.module, device, rewrites, trial)) as module, own_weights(find(module, layer)):
         layout, _ = layer_layout(module, layer, model.input_size)
         size = recipe.network_size or padded(recipe.size, recipe.pad)
         probe = torch.zeros(1, len(model.mean), *size, device=device)
@@ -93,13 +99,21 @@ def open_network(model: Model, layer: str, recipe: Recipe, device: torch.device)
         if not calls:
             raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
         with tap(module, layer, calls) as run:
-            network = Network(model, module, layer, recipe, run, layout, device)
+            network = Network(model, module, layer, recipe, run, layout, device, rewrites)
             with torch.no_grad():
                 activations = network(probe)
             if activations[0].numel() == 0:
                 raise _refused(layer, size, model, None)
             network.channels = activations.shape[1]
             yield network
+
+
+def _trial(model: Model) -> Tensor | None:
+    """Seeded noise in the range that the network takes.  -> [1, C, h, w]"""
+    if not model.mean:
+        return None
+    noise = torch.rand(1, len(model.mean), *model.input_size, generator=torch.Generator().manual_seed(0))
+    return (noise - torch.tensor(model.mean).view(1, -1, 1, 1)) / torch.tensor(model.std).view(1, -1, 1, 1)
 
 
 def _refused(layer: str, size: tuple[int, int], model: Model, error: Exception | None) -> RequestError:

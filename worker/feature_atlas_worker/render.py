@@ -22,6 +22,7 @@ from feature_atlas_worker import measure
 from feature_atlas_worker.ascent import Ascent, Stopped, Trace
 from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.network import Model, Network, open_network
+from feature_atlas_worker.rewrite import ALL, Rewrites
 
 #: A unit is called dead only after this many seeds.
 SEEDS = 3
@@ -62,6 +63,7 @@ def render(
     device: str | torch.device = "cpu",
     stop: Callable[[], bool] | None = None,
     on_step: Callable[[int, int], None] | None = None,
+    rewrites: Rewrites = ALL,
 ) -> list[Visualization]:
     """Feature visualisations of the targets, in their order.
 
@@ -74,6 +76,7 @@ def render(
         device: where to render: cpu, cuda, cuda:N, or auto.
         stop: asked between steps; True raises :class:`Stopped`.
         on_step: called with (steps done, steps of this batch).
+        rewrites: how the network's copy is made to run faster.
 
     Raises:
         RequestError: unknown layer or device, channel or position out of range, picture too small.
@@ -91,7 +94,7 @@ def render(
     width = batch or min(len(targets), 16)
     place = device_of(str(device))
     try:
-        with open_network(model, layer, recipe, place) as network:
+        with open_network(model, layer, recipe, place, rewrites) as network:
             _check_channels(targets, network)
             found: list[Visualization] = []
             for start in range(0, len(targets), width):
