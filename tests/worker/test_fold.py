@@ -10,16 +10,16 @@ import torchvision
 from torch import Tensor, nn
 
 from feature_atlas.spec import Recipe
+from feature_atlas_worker.convolutions import StemConv2d
 from feature_atlas_worker.fold import FoldedNorm, fold
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
 from feature_atlas_worker.params import stream
 from feature_atlas_worker.rewrite import Rewrites, forget
-from feature_atlas_worker.stem import StemConv2d
 from tests import networks
 
 CPU = torch.device("cpu")
-PLAIN = Rewrites(fold=False, stem=False)
+PLAIN = Rewrites(fold=False, quicken=False)
 
 
 def settle(module: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from feature_atlas_worker.stem import StemConv2d
+from feature_atlas_worker.convolutions import FrozenConv2d
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def own_weights(layer: nn.Module) -> Iterator[None]:
 
 def _carry(layer: nn.Conv2d, weight: Tensor, bias: Tensor | None) -> None:
     layer.weight, layer.bias = weight, bias
-    if isinstance(layer, StemConv2d):
+    if isinstance(layer, FrozenConv2d):
         layer.prepare()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
@@ -19,6 +20,12 @@ from feature_atlas_worker.inspect import layer_layout
 from feature_atlas_worker.objectives import canonical
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
+
+log = logging.getLogger(__name__)
+
+#: Images that a CPU runs side by side at most: more are no faster, and less fits into its cache.
+WIDTH = 8
+_EVERY = 1 << 30
 
 
 class Model(Protocol):
@@ -41,7 +48,9 @@ class Network:
         self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: object, layout: str,
         device: torch.device, rewrites: Rewrites = ALL,
     ) -> None:  # fmt: skip
-        self._one_by_one = device.type == "cpu" and not rewrites.together
+        self._side_by_side = rewrites.side_by_side
+        #: Images that run side by side; found by a trial when first asked for.
+        self._width = 0 if device.type == "cpu" else _EVERY
         self._format = torch.channels_last if rewrites.channels_last else torch.contiguous_format
         self.layer, self.layout, self.device = layer, layout, device
         #: The copy that really runs; another one as soon as the model's weights change.
@@ -59,13 +68,39 @@ class Network:
         """
         if self._resample is not None and picture.shape[-2:] != self._resample:
             picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
-        if not self._one_by_one:
+        if not self._width:
+            self._width = self._proved_width(picture)
+        if self._width >= len(picture):
             return self._together(picture, allow)
-        # A CPU's convolutions sum in an order that depends on the batch's shape, and the ascent amplifies the
-        # difference until the pictures are others.  Image by image there is only one shape.
-        asked = allow.tolist() if allow is not None else [False] * len(picture)
-        images = zip(picture.split(1), asked, strict=True)
-        return torch.cat([self._together(image, torch.tensor([True]) if woken else None) for image, woken in images])
+        # In parts of nearly equal size: 9 images are 5 and 4.
+        count = -(-len(picture) // self._width)
+        pictures = torch.tensor_split(picture, count)
+        allowed = torch.tensor_split(allow, count) if allow is not None else [None] * count
+        return torch.cat([self._together(*part) for part in zip(pictures, allowed, strict=True)])
+
+    def _proved_width(self, picture: Tensor) -> int:
+        """How many images may run side by side on a CPU: as many as come out with the same bits as alone."""
+        if self._side_by_side != "proved":
+            return WIDTH if self._side_by_side == "always" else 1
+        noise = torch.rand(WIDTH, *picture.shape[1:], generator=torch.Generator().manual_seed(0))
+        beside, alone = self._trial(noise), [self._trial(image) for image in (noise[:1], noise[-1:])]
+        same = all(
+            torch.equal(torch.cat((many[:1], many[-1:])), torch.cat((first, last)))
+            for many, first, last in zip(beside, *alone, strict=True)
+        )
+        if not same:
+            log.info("layer %s runs image by image: side by side they come out otherwise on this CPU", self.layer)
+        return WIDTH if same else 1
+
+    @torch.enable_grad()
+    def _trial(self, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """(activations, gradient of their squares' sum)."""
+        picture = picture.clone().requires_grad_()
+        activations = self._together(picture, None)
+        if not activations.requires_grad:
+            return activations, picture.detach()
+        (gradient,) = torch.autograd.grad((activations**2).sum(), picture)
+        return activations.detach(), gradient
 
     def _together(self, picture: Tensor, allow: Tensor | None) -> Tensor:
         redirect = RedirectedReLU(allow) if allow is not None else nullcontext()

@@ -8,14 +8,14 @@ from __future__ import annotations
 import copy
 import weakref
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError
+from feature_atlas_worker.convolutions import quicken
 from feature_atlas_worker.fold import fold
-from feature_atlas_worker.stem import quicken
 
 
 @dataclass
@@ -40,17 +40,17 @@ class _State:
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What is done to a network's copy and to how it runs.  All of it is exact up to rounding but ``together``."""
+    """What is done to a network's copy and to how it runs.  Exact up to rounding."""
 
     #: Convolutions in channels-last order: 1.4 times faster on a CPU, more on a GPU.
     channels_last: bool = True
     #: Batch norms inside the convolutions before them.
     fold: bool = True
-    #: A faster way back through the first convolution, on a CPU.
-    stem: bool = True
-    #: A CPU runs the network image by image, so that a picture does not depend on its batch's shape.  True gives
-    #: that up for some speed; a GPU always runs them side by side.
-    together: bool = False
+    #: On a CPU, convolutions that go back faster and give an image the same bits in a batch of any size.
+    quicken: bool = True
+    #: Whether a CPU may run several images side by side: ``proved`` where a trial has shown that they come out with
+    #: the same bits as alone, one by one elsewhere; ``always`` whatever comes out; ``never``.
+    side_by_side: Literal["proved", "always", "never"] = "proved"
 
 
 ALL = Rewrites()
@@ -80,7 +80,7 @@ def private_copy(
                     layer.to(memory_format=torch.channels_last)
         if rewrites.fold and probe is not None:
             fold(twin, probe.to(device))
-        if rewrites.stem and device.type == "cpu":
+        if rewrites.quicken and device.type == "cpu":
             quicken(twin)
         kept[key] = state, twin
     return kept[key][1]
