@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_atlas_worker.convolutions import PlainConv2d, StemConv2d, quicken
+from feature_atlas_worker import convolutions
+from feature_atlas_worker.convolutions import SIZES, PlainConv2d, StemConv2d, quicken
 from feature_atlas_worker.params import stream
 
 
@@ -66,6 +67,20 @@ def test_other_convolutions_are_left_alone(layer: nn.Conv2d) -> None:
     kind = type(layer)
     quicken(layer)
     assert type(layer) is kind
+
+
+def test_weights_laid_out_beforehand_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every size of the map, also once more are asked for than are kept."""
+    layer = conv(96, 32, 3, padding=1).to(memory_format=torch.channels_last)
+    quicken(layer)
+    sizes = [*range(4, 4 + SIZES + 2), 4]
+    xs = [torch.randn(3, 96, n, n, generator=stream(n, "input")).to(memory_format=torch.channels_last) for n in sizes]
+    assert convolutions.PACKS
+    packed = [gradient(layer, x) for x in xs]
+    monkeypatch.setattr(convolutions, "PACKS", False)
+    for x, (out, way_back) in zip(xs, packed, strict=True):
+        plain = gradient(layer, x)
+        assert torch.equal(out, plain[0]) and torch.equal(way_back, plain[1])
 
 
 @pytest.mark.parametrize(("channels", "kernel"), [(16, 3), (48, 3), (96, 1), (256, 1)])
