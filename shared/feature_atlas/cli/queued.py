@@ -52,6 +52,31 @@ def on_the_way(queue: dict[str, Any] | None) -> int:
     return int(queue["queued"] + queue["in_hand"]) if queue and "queued" in queue else 0
 
 
+def cost(found: dict[str, Any], price: float) -> dict[str, Any]:
+    """What the atlas still costs, and what the workers that the queue knows of have cost in all; as JSON.
+
+    Args:
+        found: what ``status`` found, its queue included.
+        price: of an hour of one worker, in whatever currency.
+    """
+    beats = (found["queue"] or {}).get("workers", ())
+    alive = sum(beat["alive"] for beat in beats) or 1
+    left = found["seconds_left"]
+    hours = sum(max(0.0, beat["at"] - beat["started"]) for beat in beats) / 3600
+    return {
+        "price": price, "workers": alive, "left": None if left is None else round(left / 3600 * alive * price, 2),
+        "hours": round(hours, 2), "spent": round(hours * price, 2),
+    }  # fmt: skip
+
+
+def show_cost(costs: dict[str, Any]) -> None:
+    """Prints what :func:`cost` reckoned."""
+    if costs["left"] is not None:
+        print(f"about {costs['left']:.2f} to go, at {costs['price']:g} an hour for each of {costs['workers']} workers")
+    if costs["hours"]:
+        print(f"{costs['spent']:.2f} for the {costs['hours']:g} hours of the workers below, whatever they rendered")
+
+
 def show(queue: dict[str, Any], missing: int) -> None:
     """Prints what :func:`look` found."""
     if "error" in queue:

@@ -24,6 +24,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     status.add_argument("url", metavar="URL")
     status.add_argument("--watch", action="store_true", help="look again every few seconds until all is done")
     status.add_argument("--every", metavar="S", type=float, default=5.0, help="seconds between two looks (5)")
+    status.add_argument("--price", metavar="P", type=float, help="what an hour of one worker costs: also say the costs")
     status.add_argument("--broker", metavar="URL", help="also show the queue and its workers (FEATURE_ATLAS_BROKER)")
     status.add_argument("--json", action="store_true", help="print JSON, one line per look")
     status.set_defaults(run=run_status)
@@ -49,6 +50,8 @@ def run_status(args: argparse.Namespace) -> int:
     while True:
         found = _status(atlas)
         found["queue"] = queued.look(args, atlas)
+        if args.price is not None:
+            found["cost"] = queued.cost(found, args.price)
         if args.json:
             print(json.dumps(found), flush=True)
         else:
@@ -96,6 +99,8 @@ def _print_status(found: dict[str, Any]) -> None:
     )
     if found["seconds_left"] is not None:
         print(f"{found['rate']:.2g} channels/s, {duration(found['seconds_left'])} left")
+    if "cost" in found:
+        queued.show_cost(found["cost"])
     if found["queue"] is not None:
         queued.show(found["queue"], found["missing"])
     if found["failed"]:
