@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -55,12 +55,30 @@ class Settings(BaseModel):
         default=60.0, ge=1.0, description="seconds between two looks of idle workers for jobs that the queue lost"
     )
     alive_file: str = Field(default="", description="a file that a living worker touches, for liveness probes")
+    metrics: str = Field(
+        default="", description="where workers serve Prometheus metrics: HOST:PORT, or PORT on the loopback interface"
+    )
+    log: Literal["text", "json"] = Field(default="text", description="how logs are written: text, or json, a line each")
     cache_dir: str = Field(default="", description="where downloaded weights are kept; by default PyTorch's own cache")
 
     @field_validator("allowed_stores", "allowed_hosts", "allowed_models", mode="before")
     @classmethod
     def _comma_list(cls, value: Any) -> Any:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("metrics")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        port = value.rpartition(":")[2]
+        if value and not (port.isdigit() and 0 < int(port) < 65536):
+            raise ValueError("write HOST:PORT, such as 0.0.0.0:9464")
+        return value
+
+    @property
+    def metrics_address(self) -> tuple[str, int]:
+        """(host, port) of ``metrics``, which must not be empty."""
+        host, _, port = self.metrics.rpartition(":")
+        return host.strip("[]") or "127.0.0.1", int(port)
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None, **changes: Any) -> Self:

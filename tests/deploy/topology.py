@@ -16,7 +16,7 @@ from typing import Any
 import redis
 
 from tests.conftest import ROOT
-from tests.servers import CephGateway, Server, wait_until
+from tests.servers import CephGateway, Server, free_port, wait_until
 
 START = ROOT / "deploy/k8s/broker/start"
 #: Our command, as the images have it on their PATH.
@@ -62,6 +62,7 @@ class Topology:
 
     def __init__(self, folder: Path, broker: Broker, store: CephGateway) -> None:
         self.folder, self.broker, self.store = folder, broker, store
+        self.ports: dict[str, int] = {}
         self.started: list[subprocess.Popen[bytes]] = []
 
     def __enter__(self) -> Topology:
@@ -77,9 +78,8 @@ class Topology:
         """A service's environment at these addresses; nothing of this process's own but what Python needs."""
         here = {
             "@valkey:6379/": f"@localhost:{self.broker.port}/", "@broker:6379/": f"@localhost:{self.broker.port}/",
-            "http://s3:8333": self.store.url,
+            "http://s3:8333": self.store.url, "0.0.0.0:9464": f"127.0.0.1:{self.port(name)}",
             "/tmp/alive": str(self.folder / f"{name}.alive"), "/cache": str(self.folder / "cache"),
-            "/tmp/metrics": str(self.folder / f"{name}.metrics"),
         }  # fmt: skip
         found = {}
         for variable, value in given.items():
@@ -89,6 +89,10 @@ class Topology:
             found[variable] = text
         system = {"PATH": os.environ["PATH"], "HOME": str(self.folder), "OMP_NUM_THREADS": "1"}
         return {**system, **found, "AWS_EC2_METADATA_DISABLED": "true"}
+
+    def port(self, name: str) -> int:
+        """Where a service serves its metrics."""
+        return self.ports.setdefault(name, free_port())
 
     def run(self, command: Sequence[str], environ: Mapping[str, Any]) -> subprocess.CompletedProcess[str]:
         """A command that ends."""

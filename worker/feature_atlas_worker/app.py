@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 import warnings
 from typing import Any
 
 from celery import Task, signals
-from celery.apps.worker import Worker as CeleryWorker
+from celery.apps import worker as celery_worker
 from celery.exceptions import CPendingDeprecationWarning, Reject
 
+from feature_atlas import logs
 from feature_atlas.broker import open_client
 from feature_atlas.messages import TASK, order_of
 from feature_atlas.queue import Template, make_app
@@ -38,7 +40,7 @@ _template: Template | None = None
 _child: Child | None = None
 
 
-class Worker(CeleryWorker):  # type: ignore[misc]
+class Worker(celery_worker.Worker):  # type: ignore[misc]
     """Celery's worker, whose soft shutdown ends as soon as the batch in hand has ended."""
 
     def wait_for_soft_shutdown(self) -> None:
@@ -82,6 +84,18 @@ def _name_worker(sender: str, **_: Any) -> None:
     _name, _template = sender, Template(app)
 
 
+def _log_as_json(loglevel: int, **_: Any) -> None:
+    logs.set_up("json", loglevel, others=logging.INFO, worker=_name)
+
+
+if settings.log == "json":  # else Celery's own, with its time and process
+    signals.setup_logging.connect(_log_as_json, weak=False)
+    # Celery speaks to a terminal when it is told to end.
+    celery_worker.safe_say = lambda text, *_: os.write(
+        2, (logs.line("info", text.strip(), worker=_name) + "\n").encode()
+    )
+
+
 @signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _start_child(**_: Any) -> None:
     pulse.busy = False
@@ -92,6 +106,10 @@ def _start_child(**_: Any) -> None:
 def _watch(**_: Any) -> None:
     if not settings.allowed_stores:
         log.error("no place is allowed, so every job is refused: set FEATURE_ATLAS_ALLOWED_STORES, or --store")
+    if settings.metrics:
+        from feature_atlas_worker import metrics
+
+        metrics.serve(*settings.metrics_address, open_client(settings.broker))
     Watchdog(
         open_client(settings.broker), pulse, patience=settings.watchdog, silence=3 * settings.visibility_timeout + 60,
         grace=settings.grace, alive_file=settings.alive_file,
@@ -102,6 +120,10 @@ def main(name: str = "") -> None:
     """Runs one worker with the right options until it is told to end."""
     # Said at every reconnection: tasks in hand go on.  That is what we want.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
+    global _name
     name = name or f"w{os.getpid()}"
+    _name = f"{name}@{socket.gethostname()}"  # as Celery will call it, for the first lines of a log
+    if settings.log == "json":
+        _log_as_json(logging.INFO)  # also what is said before Celery sets up its logs
     options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    app.worker_main(["worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])
+    app.worker_main(["--quiet", "worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])

@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from importlib import import_module
 from typing import cast
 
 import torch
@@ -54,6 +55,11 @@ class Child:
         self.refusals = 0
         #: URL -> (until when, why) its model cannot be loaded here.
         self.unfit: dict[str, tuple[float, str]] = {}
+        #: Since when there is nothing to do.
+        self.idle_since = time.monotonic()
+        self.metrics = import_module("feature_atlas_worker.metrics") if settings.metrics else None
+        if self.metrics is not None:
+            self.metrics.begin()
         self.preloader = Preloader()
         self._executor: Executor | None = None
         self._touched = time.monotonic()
@@ -87,7 +93,10 @@ class Child:
 
     def patient(self, store: Store) -> PatientStore:
         """The store, waiting out its failures for as long as this worker lives."""
-        return PatientStore(store, self.settings.patience, ending=lambda: self.pulse.draining, touch=self.touch)
+        return PatientStore(
+            store, self.settings.patience, ending=lambda: self.pulse.draining, touch=self.touch,
+            failed=lambda: self.trouble("store"),
+        )  # fmt: skip
 
     def preload(self, atlas: str) -> None:
         """Looks what comes next in the queue, and loads its model if that is another."""
@@ -115,6 +124,16 @@ class Child:
     def note(self, **changes: object) -> None:
         """Changes fields of the record that the next beat tells."""
         self.beat = self.beat.model_copy(update=changes)
+
+    def tell(self, outcome: str, jobs: int = 1) -> None:
+        """Counts jobs by what became of them, for whoever scrapes."""
+        if self.metrics is not None:
+            self.metrics.JOBS.labels(outcome).inc(jobs)
+
+    def trouble(self, what: str) -> None:
+        """Counts a failure of the surroundings: of the ``store``, the ``broker`` or the ``device``."""
+        if self.metrics is not None:
+            self.metrics.TROUBLE.labels(what).inc()
 
     def count(self, done: int = 0, failed: int = 0) -> None:
         """Adds to the record."""

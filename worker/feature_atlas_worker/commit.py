@@ -10,16 +10,22 @@ import time
 from collections import deque
 from collections.abc import Callable, Set
 from concurrent.futures import Executor, Future
+from contextvars import Context, copy_context
 from datetime import UTC, datetime
 from itertools import count
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from feature_atlas import keys, manifest
 from feature_atlas.errors import IntegrityError, ObjectNotFound, StoreError
 from feature_atlas.manifest import Failure, Manifest, Run, SideCar
 from feature_atlas.spec import Job, Unit
 from feature_atlas.store import Store
+from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Visualization
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -46,13 +52,13 @@ def put(store: Store, seen: Visualization, about: Manifest, run: Run) -> SideCar
     """
     unit = about.unit
     for n in range(1, len(seen.images)):
-        store.put(keys.image(unit, n), manifest.encode_png(seen.images[n]), content_type="image/png")
+        _put_picture(store, keys.image(unit, n), _encode(seen.images[n]))
     if seen.initial is not None:
-        store.put(keys.initial(unit), manifest.encode_png(seen.initial), content_type="image/png")
+        _put_picture(store, keys.initial(unit), _encode(seen.initial))
     if about.status == "dead":
         store.put(keys.dead(unit), b"")
-    png = manifest.encode_png(seen.images[0], about)
-    store.put(keys.image(unit), png, content_type="image/png")
+    png = _encode(seen.images[0], about)
+    _put_picture(store, keys.image(unit), png)
     return SideCar(manifest=about, sha256=hashlib.sha256(png).hexdigest(), bytes=len(png), run=run)
 
 
@@ -60,9 +66,20 @@ def put_side_car(store: Store, car: SideCar) -> None:
     """Writes the record beside a committed picture, or says that it could not: whoever reads rebuilds it."""
     unit = car.manifest.unit
     try:
-        store.put(keys.manifest(unit), manifest.dump(car), content_type="application/json")
+        with timed("upload"):
+            store.put(keys.manifest(unit), manifest.dump(car), content_type="application/json")
     except StoreError as error:
         log.warning("the side-car of %s was not written: %s", unit, error)
+
+
+def _encode(pixels: NDArray[np.uint8], about: Manifest | None = None) -> bytes:
+    with timed("encode"):
+        return manifest.encode_png(pixels, about)
+
+
+def _put_picture(store: Store, key: str, png: bytes) -> None:
+    with timed("upload"):
+        store.put(key, png, content_type="image/png")
 
 
 def put_failure(store: Store, job: Job, error: str, traceback: str, host: str) -> None:
@@ -127,14 +144,15 @@ class Uploads:
         """
         self.pool, self.store, self.patience, self.committed = pool, store, patience, committed
         self.failed_before, self.threads = failed_before, threads
-        self._pending: deque[tuple[Manifest, Future[None]]] = deque()
+        self._pending: deque[tuple[Manifest, Future[None], Context]] = deque()
         self._cars: deque[Future[None]] = deque()
         #: Seconds that one job takes one thread: of late, and 0 before the first.
         self._each = 0.0
 
     def submit(self, seen: Visualization, about: Manifest, run: Run) -> None:
         """Begins to write a finished job."""
-        self._pending.append((about, self.pool.submit(self._write, seen, about, run)))
+        context = copy_context()  # of its batch, for the logs
+        self._pending.append((about, self.pool.submit(context.run, self._write, seen, about, run), context))
 
     def _write(self, seen: Visualization, about: Manifest, run: Run) -> None:
         started = time.monotonic()
@@ -158,12 +176,12 @@ class Uploads:
     def report(self, at_most: int | None = None) -> None:
         """Reports what is committed; waits until ``at_most`` are still on their way, if given.  Raises StoreError."""
         while self._pending:
-            about, future = self._pending[0]
+            about, future, context = self._pending[0]
             if not future.done() and (at_most is None or len(self._pending) <= at_most):
                 return
             self._pending.popleft()
             future.result()
-            self.committed(about)
+            context.run(self.committed, about)
 
     def settle(self) -> None:
         """Waits for everything in hand and reports what arrived.  Raises the first StoreError."""

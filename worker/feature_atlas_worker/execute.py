@@ -27,6 +27,7 @@ from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.group import GroupRun, Outcome
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
+from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Visualization, render
 from feature_atlas_worker.transforms import padded
 
@@ -102,7 +103,8 @@ class Executor:
             self.release()
             log.info("loading %s on %s", describe_model(ref), self.device)
             allowed = self.settings.allowed_models
-            self._model = ref, self._load(ref, read=read, device=str(self.device), allowed=allowed)
+            with timed("load"):
+                self._model = ref, self._load(ref, read=read, device=str(self.device), allowed=allowed)
         return self._model[1]
 
     def check(self, ref: ModelRef, layers: Sequence[str], recipes: Iterable[Recipe], read: models.Read) -> None:

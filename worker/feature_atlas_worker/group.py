@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 import traceback
 from collections import deque
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from feature_atlas import keys
 from feature_atlas.errors import EnvironmentFault, RequestError
+from feature_atlas.logs import about
 from feature_atlas.manifest import Manifest, Run
 from feature_atlas.spec import Job, Unit
 from feature_atlas.store import Store
 from feature_atlas_worker import commit
 from feature_atlas_worker.batches import is_shortage
 from feature_atlas_worker.models import VisionModel
+from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Stopped, Target, Visualization
 
 if TYPE_CHECKING:
@@ -80,7 +83,8 @@ class GroupRun:
             while waiting and not self._stopping():
                 size = self.executor.sizes.of(waiting[0])
                 batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
-                self._attempt(batch, self.executor.sizes.shape(batch[0], len(batch)))
+                with about(batch=secrets.token_hex(4)):
+                    self._attempt(batch, self.executor.sizes.shape(batch[0], len(batch)))
         finally:
             self.uploads.settle()
         for job in waiting:
@@ -123,11 +127,12 @@ class GroupRun:
     def _render(self, batch: Sequence[Job], shape: int) -> list[Visualization] | _Trouble:
         started = time.monotonic()
         try:
-            found = self.executor.render(
-                self.model, [Target(job.layer, job.channel) for job in batch], batch[0].recipe,
-                seeds=[job.seed for job in batch], batch=shape, device=self.executor.device,
-                stop=self._stopping, on_step=self._tick,
-            )  # fmt: skip
+            with timed("render", len(batch)):
+                found = self.executor.render(
+                    self.model, [Target(job.layer, job.channel) for job in batch], batch[0].recipe,
+                    seeds=[job.seed for job in batch], batch=shape, device=self.executor.device,
+                    stop=self._stopping, on_step=self._tick,
+                )  # fmt: skip
         except Stopped:
             return _Trouble("stopped", "", "")
         except Exception as error:
@@ -137,7 +142,7 @@ class GroupRun:
                 raise
             kind: Literal["request", "job"] = "request" if isinstance(error, RequestError) else "job"
             return _Trouble(kind, str(error) or type(error).__name__, traceback.format_exc())
-        log.debug("%d of %s in %.2f s", len(batch), batch[0].layer, time.monotonic() - started)
+        log.info("%d of %s in %.2f s", len(batch), batch[0].layer, time.monotonic() - started)
         self.seconds = (time.monotonic() - started) / len(batch)
         return found
 
@@ -153,17 +158,20 @@ class GroupRun:
             if seen.status == "nan":
                 self._fail(job, "nan", seen.reason, "")
                 continue
-            about = commit.record(job, seen, self.model.weights_sha256, executor.software)
+            record = commit.record(job, seen, self.model.weights_sha256, executor.software)
             run = Run(
                 worker=executor.worker, device=executor.software["device"], batch=shape, seconds=round(self.seconds, 3),
                 created=commit.now(),
             )  # fmt: skip
-            self.uploads.submit(seen, about, run)
+            self.uploads.submit(seen, record, run)
         # The next batch takes as long as this one.  Where the store is slower, it waits: at most one batch is at risk.
         self.uploads.report(at_most=min(2 * shape, self.uploads.fitting(self.seconds * len(batch))))
 
-    def _committed(self, about: Manifest) -> None:
-        self.on_outcome(Outcome(about.job, "dead" if about.status == "dead" else "ok", about))
+    def _committed(self, record: Manifest) -> None:
+        status: Literal["dead", "ok"] = "dead" if record.status == "dead" else "ok"
+        with about(job=str(record.unit)):
+            log.info("%s: %s", record.unit, status)
+            self.on_outcome(Outcome(record.job, status, record))
 
     def _blame(self, job: Job, trouble: _Trouble) -> None:
         if trouble.kind == "request":
@@ -173,11 +181,12 @@ class GroupRun:
         self._fail(job, "failed", trouble.sentence, trouble.traceback, final=trouble.kind == "request")
 
     def _fail(self, job: Job, status: Literal["nan", "failed"], error: str, trace: str, *, final: bool = False) -> None:
-        # A layer that cannot be rendered is said twice, not once per channel.
-        log.log(logging.INFO if error == self.hopeless else logging.WARNING, "%s failed: %s", job.unit, error)
-        worker = self.executor.worker
-        commit.patiently(lambda: commit.put_failure(self.store, job, error, trace, worker), self.executor.patience)
-        self.on_outcome(Outcome(job, status, None, error, trace, final))
+        with about(job=str(job.unit)):
+            # A layer that cannot be rendered is said twice, not once per channel.
+            log.log(logging.INFO if error == self.hopeless else logging.WARNING, "%s failed: %s", job.unit, error)
+            worker = self.executor.worker
+            commit.patiently(lambda: commit.put_failure(self.store, job, error, trace, worker), self.executor.patience)
+            self.on_outcome(Outcome(job, status, None, error, trace, final))
 
     def _listed_errors(self) -> set[Unit]:
         """Units of this group with a failure on record, which a success removes."""

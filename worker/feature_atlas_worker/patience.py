@@ -19,9 +19,15 @@ _LONGEST_WAIT = 30.0
 class PatientStore:
     """Another store, whose puts are tried again with full jitter, a full disk included: someone may make room."""
 
-    def __init__(self, store: Store, patience: float, *, ending: Callable[[], bool], touch: Callable[[], None]) -> None:
-        """``patience`` in seconds; ``ending()`` cuts the waiting short, ``touch`` is called while it lasts."""
-        self.store, self.patience, self.ending, self.touch = store, patience, ending, touch
+    def __init__(
+        self, store: Store, patience: float, *, ending: Callable[[], bool], touch: Callable[[], None],
+        failed: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        """``patience`` in seconds; ``ending()`` cuts the waiting short, ``touch`` is called while it lasts.
+
+        ``failed`` is called at every failure that is waited for.
+        """
+        self.store, self.patience, self.ending, self.touch, self.failed = store, patience, ending, touch, failed
         self.url = store.url
 
     def put(
@@ -37,6 +43,7 @@ class PatientStore:
                 left = end - time.monotonic()
                 if left <= 0 or self.ending():
                     raise
+                self.failed()
                 wait = random.uniform(0.05, min(_LONGEST_WAIT, 0.5 * 2 ** min(attempt, 10)))
                 log.warning("%s; trying again in %.1f s", error, min(wait, left))
                 self._wait(min(wait, left))

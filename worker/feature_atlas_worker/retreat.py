@@ -71,6 +71,7 @@ class Retreat:
 
     def wait_for_store(self, error: StoreError) -> None:
         """Gives everything back, since others may reach the store, and takes nothing until it can be written again."""
+        self.child.trouble("store")
         log.error("the store fails, everything is given back: %s", error)
         self.child.note(state="waiting", note=str(error))
         self.broker(lambda: self.hand.give_back(self.hand.messages()))
@@ -91,6 +92,7 @@ class Retreat:
         """Gives everything back and ends this process; the next one begins with a fresh device."""
         pulse = self.child.pulse
         pulse.device_failures += 1
+        self.child.trouble("device")
         log.critical("the device failed (%s), for the %d. time in a row", error, pulse.device_failures)
         self.child.note(state="waiting", note=str(error))
         # Counted where a batch was running: it may be to blame.
@@ -131,6 +133,7 @@ class Retreat:
         given_up = GivenUp(error=why, host=host, attempts=tried, at=time.time())
         self.broker(lambda: self.hand.give_up(message, given_up))
         self.child.count(failed=1)
+        self.child.tell("given_up")
 
     def return_rest(self) -> None:
         """Back to the front with what is still in hand."""
@@ -140,6 +143,7 @@ class Retreat:
                 self.hand.finish(rest)
             elif rest:
                 self.hand.give_back(rest)
+                self.child.tell("given_back", len(rest))
         except RedisError as error:
             log.warning("%d messages come back by their leases only: %s", len(rest), error)
 
@@ -153,6 +157,7 @@ class Retreat:
                 left = end - time.monotonic()
                 if left <= 0 or self.child.pulse.draining:
                     raise
+                self.child.trouble("broker")
                 wait = random.uniform(0, min(left, _LONGEST_WAIT, 0.5 * 2 ** min(attempt, 10)))
                 log.warning("the broker fails (%s); trying again in %.1f s", error, wait)
                 self.sleep(wait)

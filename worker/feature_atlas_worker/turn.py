@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from feature_atlas import steer
 from feature_atlas.atlas import Atlas
 from feature_atlas.errors import DeviceError, IntegrityError, RequestError, StoreError
+from feature_atlas.logs import about
 from feature_atlas.messages import VERSION, Message
 from feature_atlas.reconcile import MOST_ATTEMPTS
 from feature_atlas.spec import Job, Unit
+from feature_atlas_worker import phases
 from feature_atlas_worker.atlases import Refusal, StrangerError
 from feature_atlas_worker.brake import Brake
 from feature_atlas_worker.execute import Executor, Outcome, check_renderer
@@ -48,6 +50,12 @@ class Turn:
 
     def go(self) -> None:
         """Works until every message is finished, given back or given up."""
+        phases.spent("wait", time.monotonic() - self.child.idle_since)
+        with about(atlas=self.order.atlas, variant=self.order.variant, layer=self.order.layer):
+            self._go()
+        self.child.idle_since = time.monotonic()
+
+    def _go(self) -> None:
         self.hand.take(self.head)
         self.child.note(atlas=self.order.atlas, layer=self.order.layer, state="working", note="")
         try:
@@ -142,7 +150,9 @@ class Turn:
         done = self.retreat.broker(
             lambda: self.child.atlases.done(order.atlas, order.variant, order.layer, fresh=fresh)
         )
-        self.hand.finish([self._messages[job.unit] for job in jobs if job.channel in done])
+        there = [self._messages[job.unit] for job in jobs if job.channel in done]
+        self.hand.finish(there)
+        self.child.tell("skipped", len(there))
         return [job for job in jobs if job.channel not in done]
 
     def _parts(self, jobs: Sequence[Job], size: int) -> list[list[Job]]:
@@ -176,7 +186,9 @@ class Turn:
             self.hand.finish([message])
             self.child.atlases.finished(self.order.atlas, outcome.job.unit)
             self.child.count(done=1)
+            self.child.tell(outcome.status)
         elif outcome.status != "unfinished":
+            self.child.tell(outcome.status)
             tried = self._attempts[outcome.job.unit] + 1
             if outcome.final or tried >= MOST_ATTEMPTS:
                 self.retreat.give_up(message, outcome.error, tried)

@@ -83,7 +83,8 @@ def _refuse(args: argparse.Namespace, sentence: str, code: int, error: BaseExcep
 
 
 def _log_to_stderr(args: argparse.Namespace) -> None:
+    from feature_atlas import logs
+
     level = logging.DEBUG if args.debug else logging.INFO if args.verbose else logging.WARNING
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    for package in ("feature_atlas", "feature_atlas_producer", "feature_atlas_worker"):
-        logging.getLogger(package).setLevel(level)
+    # Read here without the settings' own library, which --help must not need.
+    logs.set_up(os.environ.get("FEATURE_ATLAS_LOG", "text"), level, command=args.command)

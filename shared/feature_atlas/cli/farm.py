@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -148,7 +150,11 @@ def run_worker(args: argparse.Namespace) -> int:
     environs = {
         f"gpu{gpu}-{pid}": {**environ, "CUDA_VISIBLE_DEVICES": gpu, "FEATURE_ATLAS_DEVICE": "cuda"} for gpu in devices
     }
-    with Supervisor(environs or {f"w-{pid}": environ}, grace=settings.grace) as supervisor:
+    with contextlib.ExitStack() as stack:
+        if settings.metrics:  # one folder for all, which outlives each of them
+            folder = tempfile.TemporaryDirectory(prefix="feature-atlas-", ignore_cleanup_errors=True)
+            os.environ["PROMETHEUS_MULTIPROC_DIR"] = stack.enter_context(folder)
+        supervisor = stack.enter_context(Supervisor(environs or {f"w-{pid}": environ}, grace=settings.grace))
         return supervisor.run()
 
 

@@ -1,0 +1,130 @@
+"""Metrics: alert rules tried on made-up series, a dashboard that asks for what there is, and counters that survive."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.conftest import needed
+from tests.deploy import kubernetes, prometheus
+from tests.e2e.farm import Farm, grow
+from tests.servers import RedisServer, free_port, wait_until
+
+Sample = dict[tuple[str, str], float]
+
+
+def promtool(*argv: str | Path) -> subprocess.CompletedProcess[str]:
+    tool = needed("promtool", of="prometheus")
+    return subprocess.run([tool, *argv], capture_output=True, text=True, timeout=60)
+
+
+def test_the_configuration_and_the_rules_are_valid(tmp_path: Path) -> None:
+    text = (prometheus.FOLDER / "prometheus.yml").read_text()
+    (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus", str(prometheus.FOLDER)))
+    done = promtool("check", "config", tmp_path / "prometheus.yml")
+    assert done.returncode == 0 and "9 rules found" in done.stdout, done.stdout + done.stderr
+
+
+def test_alerts_are_raised_when_they_should_and_only_then(tmp_path: Path) -> None:
+    for file in (prometheus.FOLDER / "alerts.yml", Path(__file__).with_name("alerts_test.yml")):
+        shutil.copy(file, tmp_path)
+    done = promtool("test", "rules", tmp_path / "alerts_test.yml")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_alerts_and_dashboard_go_to_kubernetes_as_they_are() -> None:
+    text = kubernetes.text("../metrics")
+    assert "NobodyWorks" in text and '"uid": "feature-atlas"' in text and "grafana_dashboard" in text
+
+
+def scrape(port: int) -> Sample:
+    """(name, value of the first label) -> value."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+        text = answer.read().decode()
+    return {
+        (sample.name, next(iter(sample.labels.values()), "")): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def farm(valkey: RedisServer, tmp_path: Path) -> Iterator[Farm]:
+    layers = {"plain": 12, "slow": 6, "broken": 1}
+    with Farm(tmp_path, valkey.url, grow(tmp_path / "atlas", layers)) as farm:
+        yield farm
+
+
+def test_counters_outlive_a_killed_process_and_the_port_its_owner(farm: Farm, tmp_path: Path) -> None:
+    port, folder = free_port(), tmp_path / "metrics"
+    folder.mkdir()
+    environ = {"FEATURE_ATLAS_METRICS": str(port), "PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    farm.enqueue()
+    first = farm.start(**environ)
+    wait_until(lambda: len(farm.atlas.done()) >= 13, "the first pictures", 90)
+    assert first.kill_child()
+    second = farm.start(**environ)
+    farm.wait(90, left=1)
+
+    def told() -> Sample:
+        try:
+            return scrape(port)
+        except OSError:
+            return {}
+
+    def counted() -> float:
+        found = told()
+        return sum(found.get(("feature_atlas_jobs_total", outcome), 0) for outcome in ("ok", "skipped"))
+
+    # A picture that was stored and not yet counted when its process was killed is found by the next one
+    wait_until(lambda: counted() >= 18, "every picture is counted", 30)
+    wait_until(lambda: told()["feature_atlas_jobs_total", "given_up"] == 1, "the one that is given up is counted", 30)
+    found = told()
+    assert found["feature_atlas_broker_up", ""] == 1 and found["feature_atlas_queue_jobs", "waiting"] == 0
+    for phase in ("wait", "load", "render", "encode", "upload"):
+        assert found["feature_atlas_phase_seconds_total", phase] > 0, phase
+    assert found["feature_atlas_batch_jobs_sum", ""] >= 18
+    # Whoever asks is told of what there is, by any of the two
+    known = {name for name, _ in found} | {"feature_atlas_gpu_memory_bytes", prometheus.FOREIGN}
+    for title, expression in prometheus.expressions().items():
+        assert prometheus.names(expression) <= known, title
+    first.stop()
+    wait_until(lambda: counted() >= 18, "the other one serves", 60)
+    assert second.process.poll() is None
+
+
+def test_logs_say_what_they_are_about(farm: Farm) -> None:
+    farm.enqueue()
+    worker = farm.start(FEATURE_ATLAS_LOG="json")
+    farm.wait(90, left=1)
+    assert worker.stop() == 0
+    rows = [json.loads(line) for line in worker.log.read_text().splitlines()]  # every line, Celery's too
+    assert all({"time", "level", "logger", "message", "pid"} <= set(row) for row in rows)
+    jobs = [row for row in rows if row.get("job", "").startswith("plain:")]
+    assert len({row["job"] for row in jobs}) == 12
+    assert {(row["atlas"], row["layer"], row["variant"]) for row in jobs} == {(farm.atlas.url, "plain", "channel")}
+    # Every job names the batch in which it was drawn, and a batch is no more than it may be
+    drawn = [row for row in jobs if row["message"].endswith(": ok")]
+    batches = [row["batch"] for row in drawn]
+    assert len(drawn) == 12 and 2 <= len(set(batches)) <= 12
+    assert max(batches.count(batch) for batch in batches) <= 8
+    assert any("Traceback" in row.get("traceback", "") or row["level"] == "error" for row in rows)
+
+
+def test_the_command_line_logs_as_json_too(tmp_path: Path) -> None:
+    environ = {**os.environ, "FEATURE_ATLAS_LOG": "json"}
+    argv = [sys.executable, "-m", "feature_atlas", "worker", "--broker", "redis://127.0.0.1:1/0", "--store", "/tmp"]
+    done = subprocess.run([*argv, "--debug"], capture_output=True, text=True, env=environ)
+    (line, sentence) = done.stderr.splitlines()
+    assert json.loads(line)["command"] == "worker" and "Traceback" in json.loads(line)["traceback"]
+    assert sentence.startswith("feature-atlas: no broker at")
+    assert done.returncode == 5
