@@ -102,7 +102,9 @@ def blur(image: Tensor, sigma: Tensor) -> Tensor:
     Rows are normalised, so the border keeps its brightness.
     """
     height, width = image.shape[-2:]
-    return _bands(height, sigma) @ image @ _bands(width, sigma).transpose(-1, -2)
+    rows = _bands(height, sigma)
+    columns = rows if width == height else _bands(width, sigma)
+    return rows @ image @ columns.transpose(-1, -2)
 
 
 def _bands(length: int, sigma: Tensor) -> Tensor:
