@@ -16,9 +16,9 @@ _LUCID_SCALE = tuple(round(1 + (i - 5) / 50, 2) for i in range(11))
 PRESETS: dict[str, dict[str, Any]] = {
     # Ours: scale-free ascent, coarse to fine, random blur of what the network sees, fine detail penalised.
     "regularised": {
-        "steps": 144, "learning_rate": 0.28, "learning_rate_end": 0.1, "betas": (0.3, 0.99), "adapt": "frequency",
-        "decay": 1.1, "jitter": (12.0, 0.0), "rotate": (-7.0, 7.0), "scale": (0.94, 1.06), "cut": (1.0, 0.35),
-        "blur_random": (0.0, 1.0), "total_variation": 0.01, "frequency_penalty": 0.08,
+        "steps": 160, "learning_rate": 0.28, "learning_rate_end": 0.1, "betas": (0.3, 0.99), "adapt": "frequency",
+        "decay": 1.15, "jitter": (12.0, 0.0), "rotate": (-7.0, 7.0), "scale": (0.94, 1.06), "cut": (1.0, 0.35),
+        "blur_random": (0.0, 1.1), "total_variation": 0.01, "frequency_penalty": 0.07,
     },
     # The same for a first look: milder views and larger steps, half the time and less.
     "draft": {
