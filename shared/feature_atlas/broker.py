@@ -127,10 +127,16 @@ def explain(error: Exception, url: str) -> BrokerError:
     if isinstance(error, redis.exceptions.OutOfMemoryError):
         return BrokerError(f"the memory of the broker at {where} is full: give it more, then run the command again")
     if isinstance(error, redis.TimeoutError):
-        return BrokerError(f"the broker at {where} does not answer: is it Redis, and does a firewall allow it?")
+        return BrokerError(f"the broker at {where} does not answer: is it Redis{_tls(url)}?  does a firewall allow it?")
     if isinstance(error, redis.InvalidResponse | redis.ResponseError):
         return BrokerError(f"what answers at {where} is not Redis, or not ours to use ({_short(error)})")
+    if "closed by server" in str(error):
+        return BrokerError(f"what answers at {where} hangs up at once: is it Redis{_tls(url)}?")
     return BrokerError(f"no broker at {where} ({_short(error)}): start one, or check the URL")
+
+
+def _tls(url: str) -> str:
+    return ", and does it speak TLS (rediss)" if url.startswith("rediss") else ", and without TLS (redis, not rediss)"
 
 
 def clock_skew(client: redis.Redis) -> float:

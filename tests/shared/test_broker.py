@@ -18,13 +18,15 @@ from tests.servers import RedisServer, free_port
 
 @contextlib.contextmanager
 def serving(answer: Callable[[bytes], bytes | None]) -> Iterator[str]:
-    """A server that answers whatever it is sent as told, or not at all."""
+    """A server that answers whatever it is sent as told, or not at all; to "" it hangs up."""
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with contextlib.suppress(OSError):
                 while data := self.request.recv(4096):
-                    if (reply := answer(data)) is not None:
+                    if (reply := answer(data)) == b"":
+                        return
+                    if reply is not None:
                         self.request.sendall(reply)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
@@ -73,7 +75,13 @@ def test_a_web_server() -> None:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         text = refusal(f"redis://127.0.0.1:{server.server_address[1]}/0", timeout=1)
         server.shutdown()
-    assert "not Redis" in text or "no broker" in text
+    assert "is it Redis" in text
+
+
+def test_a_server_that_hangs_up_and_one_without_tls(valkey: RedisServer) -> None:
+    with serving(lambda data: b"") as url:
+        assert "hangs up at once: is it Redis, and without TLS" in refusal(url, timeout=1)
+    assert "does it speak TLS" in refusal(valkey.url.replace("redis://", "rediss://"), timeout=1)
 
 
 def test_a_broker_that_is_too_old() -> None:

@@ -45,8 +45,8 @@ class Chaos:
     timeline: list[tuple[float, int, int, int]] = field(default_factory=list)
     #: Pictures drawn in vain, by the last fault before.
     in_vain_after: dict[str, int] = field(default_factory=dict)
-    #: The most jobs that only a reconciliation finds again, by the fault just before.
-    nowhere_after: dict[str, int] = field(default_factory=dict)
+    #: The most jobs at once that only a reconciliation could find again.
+    most_nowhere: int = 0
     checked: set[Unit] = field(default_factory=set)
     watchdog: int = 0
     _names: int = 0
@@ -180,9 +180,7 @@ class Chaos:
         self.checked |= done
         sent = {Unit(*group, i) for there in (queued, in_hand) for group, found in there.items() for i in found}
         assert not (done | sent) - planned
-        nowhere = len(planned - done - given_up - sent)
-        kind = self.faults[-1][1]
-        self.nowhere_after[kind] = max(nowhere, self.nowhere_after.get(kind, 0))
+        self.most_nowhere = max(self.most_nowhere, len(planned - done - given_up - sent))
 
     def to_the_end(self, limit: float) -> None:
         """Until nothing is missing, with nobody's help."""
@@ -219,7 +217,7 @@ class Chaos:
             "seed": self.seed, "jobs": len(planned), "workers": self.workers, "faults": len(self.faults),
             "kinds": kinds, "lost": len(planned - done - failed), "given_up": len(failed), "by_hand": 0,
             "in_vain": self.farm.in_vain(), "in_vain_after": self.in_vain_after,
-            "nowhere_after": self.nowhere_after, "drawn": sum(drawn.values()),
+            "most_nowhere": self.most_nowhere, "drawn": sum(drawn.values()),
             "seconds": round(time.monotonic() - self.started, 1), "watchdog": self.watchdog,
             "faults_at": [(round(t), kind) for t, kind in self.faults],
             "timeline": self.second_by_second(),
