@@ -18,6 +18,7 @@ from feature_atlas.manifest import Failure, Picture, SideCar
 from feature_atlas.plan import LayerPlan, PlanFile
 from feature_atlas.spec import ModelRef, Recipe, Unit
 from feature_atlas.store import MemoryStore
+from feature_atlas_worker import batches
 from feature_atlas_worker.batches import BatchSizes
 from feature_atlas_worker.commit import patiently
 from feature_atlas_worker.devices import device_of
@@ -221,6 +222,18 @@ def test_a_shortage_of_memory_halves_the_batch_and_is_remembered(shortage: Excep
         assert {shape for _, shape in renderer.batches[2:]} == {2}
         assert executor.sizes.of(jobs[0]) == 2
     assert len(setting.atlas.done()) == 10
+
+
+@pytest.mark.parametrize(("seconds", "shapes"), [(0.0, [8, 16, 16]), (0.01, [8, 16, 4, 2, 4, 4, 2])])
+def test_the_batch_grows_only_where_a_job_gets_cheaper(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, shapes: list[int]
+) -> None:
+    """Each batch takes 0.2 s, and so much for the square of its size beside."""
+    monkeypatch.setattr(batches, "_TELLING", 0.1)
+    monkeypatch.setattr(batches, "_guess", lambda *_: 16)
+    renderer = Renderer(lambda _targets, batch: time.sleep(0.2 + seconds * batch**2))
+    assert set(Setting(40).run(renderer, batch=None)) == {"ok"}
+    assert [shape for _, shape in renderer.batches] == shapes
 
 
 def test_a_job_that_does_not_fit_even_alone_fails() -> None:

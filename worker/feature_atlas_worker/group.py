@@ -142,8 +142,11 @@ class GroupRun:
                 raise
             kind: Literal["request", "job"] = "request" if isinstance(error, RequestError) else "job"
             return _Trouble(kind, str(error) or type(error).__name__, traceback.format_exc())
-        log.info("%d of %s in %.2f s", len(batch), batch[0].layer, time.monotonic() - started)
-        self.seconds = (time.monotonic() - started) / len(batch)
+        seconds = time.monotonic() - started
+        log.info("%d of %s in %.2f s", len(batch), batch[0].layer, seconds)
+        self.seconds = seconds / len(batch)
+        if len(batch) == shape and all(seen.attempts == 1 for seen in found):  # what was tried again took longer
+            self.executor.sizes.note(batch[0], shape, seconds)
         return found
 
     def _tick(self, step: int, steps: int) -> None:
