@@ -26,6 +26,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     )
     publish.add_argument("--device", metavar="D", default="cpu", help="where the network of --selectivity runs (cpu)")
     publish.add_argument("--fresh", action="store_true", help="build everything anew")
+    publish.add_argument("--watch", action="store_true", help="again and again, until a run elsewhere has done it all")
     publish.add_argument("--json", action="store_true", help="print JSON")
     publish.set_defaults(run=run_publish, extra="render")
 
@@ -72,6 +73,9 @@ def run_publish(args: argparse.Namespace) -> int:
 
     atlas = Atlas.open(args.url)
     judge = _judge(atlas, args.device) if args.selectivity else None
+    if args.watch:
+        _watch(atlas, packs=not args.no_packs)
+        args.fresh = False
     with Progress("publish", len(atlas.plan)) as progress:
         told = publish(
             atlas, packs=not args.no_packs, fresh=args.fresh, judge=judge,
@@ -87,6 +91,20 @@ def run_publish(args: argparse.Namespace) -> int:
         print(f"root sha256:{told.root_sha256}")
         print(f"open {told.page}")
     return 3 if told.done < told.planned else 0
+
+
+def _watch(atlas: Atlas, *, packs: bool) -> None:
+    """Publishes again and again; Ctrl-C ends that, and the page is told so."""
+    import time
+
+    from feature_atlas.publish.follow import follow
+
+    def pause(seconds: float) -> bool:
+        time.sleep(seconds)
+        return False
+
+    with Progress("rendered", len(atlas.plan)) as progress:
+        follow(atlas, pause, packs=packs, on_publish=lambda told: progress.to(told.done + told.failed, told.planned))
 
 
 def _judge(atlas: Atlas, device: str) -> Judge:

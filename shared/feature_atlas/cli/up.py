@@ -11,6 +11,7 @@ from feature_atlas import monitor
 from feature_atlas.cli import codes
 from feature_atlas.cli.farm import worker_environ
 from feature_atlas.cli.progress import Progress, duration
+from feature_atlas.cli.publisher import publishers
 from feature_atlas.embedded import EmbeddedBroker
 from feature_atlas.errors import DeviceError, EnvironmentFault
 from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, dead_key
@@ -54,6 +55,7 @@ class Up:
             self.client.delete(QUEUE, UNACKED, UNACKED_INDEX, "unacked_mutex")
             self._send()
             with (
+                publishers([atlas.url for atlas in self.atlases], wanted=self.publish),
                 Supervisor(self._environs(broker), grace=self.settings.grace, logs=broker.folder) as supervisor,
                 Progress(f"{self.workers} workers", self.planned, self._done()) as progress,
             ):

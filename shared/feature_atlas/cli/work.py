@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import sys
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from feature_atlas.cli import codes
 from feature_atlas.cli.progress import Progress
-from feature_atlas.errors import AtlasError, EnvironmentFault
+from feature_atlas.cli.publisher import Publisher
+from feature_atlas.errors import EnvironmentFault
 
 if TYPE_CHECKING:
     from feature_atlas.atlas import Atlas
@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from feature_atlas.spec import Unit
     from feature_atlas_worker.execute import Executor, Outcome
 
-log = logging.getLogger(__name__)
-
-#: Seconds between two publishes while rendering goes on, and the most of the time that they may take.
-_PUBLISH_EVERY, _PUBLISH_SHARE = 60.0, 0.1
 #: Batches between two looks at what others have done meanwhile.
 _BATCHES = 8
 
@@ -42,28 +38,28 @@ class Work:
     page: str = ""
     interrupted: bool = False
     errors: dict[str, int] = field(default_factory=dict)
-    _published: float = 0.0
-    _publishing: float = 0.0
 
     def render(self, executor: Executor, *, publish: bool) -> None:
-        """Renders what is missing, group by group, and publishes now and then and at the end."""
-        started = self._published = time.monotonic()
+        """Renders what is missing, group by group; a process beside us publishes on the way, and we at the end."""
+        started = time.monotonic()
         todo = [unit for unit in self.atlas.missing() if unit in self.plan]
         planned = len(self.plan)
-        with Progress(self.atlas.file.model.name, planned, planned - len(todo)) as progress, Interrupt() as interrupt:
+        with (
+            Publisher(self.atlas.url, wanted=publish and bool(todo)),
+            Progress(self.atlas.file.model.name, planned, planned - len(todo)) as progress,
+            Interrupt() as interrupt,
+        ):
             try:
                 for _, units in groupby(todo, key=lambda unit: (unit.variant, unit.layer)):
                     self._group(executor, list(units), progress, interrupt)
                     if interrupt.asked:
                         break
-                    if publish:
-                        self._publish_now_and_then()
             except EnvironmentFault:
                 print(f"{self.rendered} new channels are kept; the same command goes on from there", file=sys.stderr)
                 raise
         self.interrupted = interrupt.asked
-        if publish and not self.interrupted:
-            self._publish(live=False)
+        if publish:
+            self._publish()
         self.seconds = time.monotonic() - started
 
     def _group(self, executor: Executor, units: list[Unit], progress: Progress, interrupt: Interrupt) -> None:
@@ -90,21 +86,16 @@ class Work:
             executor.run(jobs[:count], self.atlas.store, report, interrupt.is_asked, step)
             rest = rest[count:]
 
-    def _publish_now_and_then(self) -> None:
-        now = time.monotonic()
-        if now - self._published > max(_PUBLISH_EVERY, self._publishing / _PUBLISH_SHARE):
-            try:
-                self._publish(live=True)
-            except AtlasError as error:  # at the end it counts
-                log.warning("not published this time: %s", error)
-
-    def _publish(self, *, live: bool) -> None:
+    def _publish(self) -> None:
+        """Publishes what there is; interrupted, it only tells the page that is there."""
+        from feature_atlas import keys
         from feature_atlas.publish import publish
+        from feature_atlas.publish.site import page_of
 
-        started = time.monotonic()
-        self.page = publish(self.atlas, live=live).page
-        self._published = time.monotonic()
-        self._publishing = self._published - started
+        if not self.interrupted:
+            self.page = publish(self.atlas).page
+        elif any(self.atlas.store.list(keys.PAGE)):
+            self.page = page_of(self.atlas.store)
 
     def summary(self) -> dict[str, Any]:
         """What happened, for scripts."""

@@ -48,6 +48,8 @@ class Published:
     done: int
     dead: int
     failed: int
+    #: Changes with whatever the page shows.
+    version: str
     #: Files written this time, sheets and packs aside.
     written: int
     seconds: float
@@ -92,6 +94,7 @@ class Site:
         self.store, self.plan, self.file = atlas.store, atlas.plan, atlas.file
         self.progress, self.packs, self.live, self.fresh = progress, packs, live, fresh
         self.judge: Judge | None = None
+        self.version = ""
         self.started = time.monotonic()
         self.groups = survey(self.store, self.plan)
         self.seen, self.expected = 0, sum(len(group.done) for group in self.groups.values())
@@ -120,9 +123,8 @@ class Site:
         self._indexes(catalogue)
         title = self._page(catalogue)
         self._root(catalogue, self._contact_sheet(catalogue, title))
-        page = self.store.link(keys.PAGE) if "://" in self.store.url else f"{self.store.url}/{keys.PAGE}"
         return Published(
-            self.store.url, page, catalogue.root_sha256(), **catalogue.counts,
+            self.store.url, page_of(self.store), catalogue.root_sha256(), **catalogue.counts, version=self.version,
             written=self.shelf.written, seconds=time.monotonic() - self.started,
         )  # fmt: skip
 
@@ -160,8 +162,8 @@ class Site:
         overview = scripts.overview(self.plan, catalogue.layers, summary)
         entry = self.shelf.put(keys.ATLAS_JS, scripts.script("atlas", overview), SCRIPT)
         self.shelf.put(keys.PAGE, page.plain(overview), "text/html; charset=utf-8")
-        status = {"live": self.live, "v": entry.sha256[:8], "updated": _now()}
-        self.store.put(keys.STATUS_JS, scripts.script("status", status), content_type=SCRIPT)
+        self.version = entry.sha256[:8]
+        tell_status(self.store, live=self.live, version=self.version)
         return str(overview["title"])
 
     def _contact_sheet(self, catalogue: Catalogue, title: str) -> str:
@@ -196,6 +198,17 @@ class Site:
         self.shelf.put(keys.PUBLISHED, dump(file), JSON)
 
 
+def page_of(store: Store) -> str:
+    """What to open in a browser."""
+    return store.link(keys.PAGE) if "://" in store.url else f"{store.url}/{keys.PAGE}"
+
+
+def tell_status(store: Store, *, live: bool, version: str) -> None:
+    """Tells open pages whether a run goes on, and which state is the newest."""
+    status = {"live": live, "v": version, "updated": datetime.now(UTC).isoformat(timespec="seconds")}
+    store.put(keys.STATUS_JS, scripts.script("status", status), content_type=SCRIPT)
+
+
 def read_published(store: Store) -> PublishedFile | None:
     """What an earlier publish left, or None where nothing readable by this release is."""
     try:
@@ -205,7 +218,3 @@ def read_published(store: Store) -> PublishedFile | None:
     except IntegrityError as error:
         log.warning("%s; everything is published anew", error)
         return None
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
