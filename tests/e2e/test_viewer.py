@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,7 +158,7 @@ def test_the_mosaic_holds_every_channel_and_each_is_a_link(visitor: Visitor) -> 
     page.locator(".mosaic .spot").first.focus()
     page.keyboard.press("ArrowRight")
     assert page.evaluate("document.activeElement.unit.channel") == 1
-    page.mouse.click(box["x"] + 16 * 7 + 5, box["y"] + 5)
+    page.mouse.click(box["x"] + 48 * 7 + 5, box["y"] + 5)  # a small network: 48 pixels each
     page.wait_for_selector(".unit-page")
     assert page.url.endswith("#/conv1/7")
 
@@ -328,6 +329,32 @@ def test_the_search_takes_addresses_and_endings(visitor: Visitor) -> None:
     page.wait_for_url(re.compile("#/block1.0.conv1$"))
 
 
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [("conv1:3@negative", "#/conv1/3?v=negative"), ("block1[0].conv2:33", f"#/{WIDE}/33"), ("conv1 5", "#/conv1/5")],
+)
+def test_the_search_takes_what_the_page_and_people_write(visitor: Visitor, text: str, address: str) -> None:
+    page = visitor.go()
+    page.locator(".search input").fill(text)
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".unit-page")
+    assert page.url.endswith(address)
+
+
+def test_arrows_walk_the_strips(visitor: Visitor) -> None:
+    page = visitor.go()
+    page.locator(".strips a.cell[tabindex='0'], .strips a.cell:not([tabindex])").first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    label = page.evaluate("document.activeElement.getAttribute('aria-label')")
+    assert label.startswith("block1.0.conv1 channel")
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("ArrowLeft")
+    page.keyboard.press("Enter")
+    page.wait_for_selector(".unit-page")
+    assert page.url.endswith("#/conv1/0")
+
+
 def test_a_colon_in_the_address_is_a_unit(visitor: Visitor) -> None:
     page = visitor.go(f"#/{WIDE}:40")
     page.wait_for_selector(".unit-page")
@@ -384,6 +411,27 @@ def test_another_atlas_beside_this_one(folder: Path, server: PageServer, visit: 
         page = visitor.go(f"#/compare?u=conv1:3,conv1:4&b={other}")
         page.wait_for_selector(".compare-page th .cell >> nth=3")
         assert visitor.complaints == []
+
+
+def test_a_channel_beside_the_same_one_of_another_atlas(
+    folder: Path, server: PageServer, visit: Callable[..., Visitor]
+) -> None:
+    visitor = visit(server.url())
+    page = visitor.go("#/conv1")
+    page.once("dialog", lambda dialog: dialog.accept("../1"))
+    page.get_by_label("beside").select_option(label="beside another atlas …")
+    page.wait_for_selector(".cell.pair")
+    page.locator(".cell.pair").nth(3).click()
+    page.wait_for_selector(".variants figure:has-text('../1/')")
+    other = page.locator(".variants figure:has-text('../1/') a")
+    assert str(other.get_attribute("href")).startswith("../1/index.html#/conv1/3")
+    page.keyboard.down("f")
+    page.wait_for_function("() => document.querySelector('.master').src.includes('/1/images/')")
+    page.keyboard.up("f")
+    page.wait_for_function("() => document.querySelector('.master').src.includes('/0/images/')")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".cell.pair")  # and back beside each other
+    assert visitor.complaints == []
 
 
 @pytest.mark.parametrize(
@@ -487,13 +535,34 @@ def test_while_a_run_goes_on_new_pictures_appear(tmp_path: Path, visit: Callable
     publish(store, live=True)
     visitor = visit((tmp_path / keys.PAGE).as_uri())
     visitor.page.clock.install()
+    page = visitor.go("#/")
+    assert page.locator(".strips .cell[data-state=missing]").count() == 1
+    assert visitor.texts(".live") == ["rendering now"]
     page = visitor.go("#/conv1")
     page.wait_for_selector(".cell[data-state=missing]")
+    page.locator(".grid .cell").nth(5).focus()
     synthetic.write_unit(store, plan, late, size=24)
     publish(store)
     page.clock.run_for(11_000)
     page.wait_for_selector(".grid .cell[aria-label*='channel 3,'][data-state=ok]")
     assert page.locator(".cell[data-state=missing]").count() == 0 and visitor.complaints == []
+    # And whoever walks the grid by keyboard has not lost the place
+    page.wait_for_function("() => document.activeElement.unit && document.activeElement.unit.channel === 5")
+
+
+def test_a_run_that_was_killed_is_not_called_going_on(tmp_path: Path, visit: Callable[..., Visitor]) -> None:
+    store = DirectoryStore(tmp_path)
+    synthetic.write_atlas(store, LAYERS[:1], size=24, missing=[Unit("channel", "conv1", 3)])
+    publish(store, live=True)
+    visitor = visit((tmp_path / keys.PAGE).as_uri())
+    visitor.page.clock.install(time=time.time() + 3600)
+    page = visitor.go("#/")
+    assert page.locator(".live").count() == 0
+    # When somebody takes it up again
+    visitor.page.clock.set_system_time(time.time())
+    page.clock.run_for(11_000)
+    page.wait_for_selector(".live")
+    assert visitor.complaints == []
 
 
 EVIL = '</script><img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'

@@ -9,7 +9,7 @@ const HELP = [
   ["s", "sort by the next measure"],
   ["v", "next variant"],
   ["c", "pin, for comparing"],
-  ["f", "hold: flip to the first pinned"],
+  ["f", "hold: flip to the one beside it, or the first pinned"],
   ["/", "search"],
   ["r", "random channel"],
   ["t", "light, dark"],
@@ -43,8 +43,8 @@ class App {
     return this.link(`/${name}`, { v, sort, z, f, s, w, b });
   }
   unitPath(layer, channel, options) {
-    const { v, sort, f, s, z } = options || {};
-    return this.link(`/${layer}/${channel}`, { v, sort, f, s, z });
+    const { v, sort, f, s, z, w, b } = options || {};
+    return this.link(`/${layer}/${channel}`, { v, sort, f, s, z, w, b });
   }
   kept() {
     return this.options.embed ? { embed: this.options.embed } : {};
@@ -124,9 +124,13 @@ class App {
     if (!fresh) scrollTo(0, back || 0);
     if (page.grid && page.grid.layout) page.grid.layout();
   }
-  news() {
-    this.choosers();
-    this.show(true);
+  /** Shows the page as it is now; whoever was on a cell, by keyboard, stays there. */
+  async news() {
+    const here = document.activeElement && document.activeElement.index;
+    const top = scrollY;
+    await this.show(true);
+    scrollTo(0, top);
+    if (here !== undefined && this.page.grid) this.page.grid.focus(here);
   }
   frame() {
     this.search = searchField(this);

@@ -43,7 +43,7 @@ class ListPage {
       ),
       this.grid.element,
     );
-    this.grid.show(units, zoomOf(options, units.length));
+    this.grid.show(units, units.length <= 24 && wide() ? "full" : zoomOf(options, units.length));
   }
   static async open(app, options) {
     return new ListPage(app, options, await unitsNamed(app.atlas, options.u));

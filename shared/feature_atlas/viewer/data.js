@@ -113,6 +113,7 @@ class Unit {
 }
 
 const POLL = 10000; // milliseconds between two looks
+const QUIET = 15 * 60000; // a run that gave no sign of life for so long was ended by force
 
 class Atlas {
   constructor(base) {
@@ -187,7 +188,8 @@ class Atlas {
     if (embedded) return "";
     try {
       const status = await this.script("run/status.js", "status", Date.now());
-      this.live = status.live;
+      this.going = !!status.live;
+      this.live = this.going && !(Date.now() - Date.parse(status.updated) > QUIET);
       return status.v;
     } catch {
       // a page without a status, or a moment without a network: the next look may find one
@@ -196,14 +198,23 @@ class Atlas {
   }
   /** While a run goes on: calls back whenever there is news. */
   follow(onNews) {
-    if (!this.live) return;
+    if (!this.going) return; // one that fell silent may still be taken up again
     setTimeout(async () => {
+      const before = this.live;
       const newest = await this.look();
-      if (newest && newest !== this.stamp) {
-        this.stamp = newest;
-        this.cache.clear();
-        await this.open();
-        onNews();
+      try {
+        if (newest && newest !== this.stamp) {
+          this.cache.clear();
+          const stamp = this.stamp;
+          this.stamp = newest;
+          await this.open().catch((error) => {
+            this.stamp = stamp; // the next look tries again
+            throw error;
+          });
+          onNews();
+        } else if (this.live !== before) onNews();
+      } catch {
+        // a moment without a network
       }
       this.follow(onNews);
     }, POLL);

@@ -1,5 +1,8 @@
 /* One layer: all its channels, sorted, filtered and zoomed; optionally beside another variant or another atlas. */
 
+const OTHER = "/", // no variant is called so
+  ASK = "/?";
+
 class LayerPage {
   constructor(app, options, groups, other) {
     Object.assign(this, { app, options, groups, other });
@@ -30,12 +33,12 @@ class LayerPage {
   }
   build() {
     const units = this.group.units;
-    const { v, sort, f, s } = this.options;
+    const { v, sort, f, s, w, b } = this.options;
     const beside = this.options.w || this.other ? (unit, px) => this.twin(unit, px) : null;
     this.arrange = new Arrange(this.options, units, (changes) => this.app.set(changes));
     this.grid = new Grid({
       label: `${plural(units.length, "channel")} of ${this.name}; arrow keys move, Enter opens`,
-      carry: { v, sort, f, s },
+      carry: { v, sort, f, s, w, b },
       beside,
     });
     this.element.append(this.head(units), this.arrange.element, this.grid.element);
@@ -118,13 +121,18 @@ class LayerPage {
   }
   compareWith() {
     const names = Object.keys(this.groups).filter((name) => name !== this.group.variant);
-    if (!names.length && !this.options.b) return "";
-    return select(
-      "beside",
-      [["", this.other ? `beside ${this.options.b}` : "beside …"], ...names.map((name) => [name, `beside ${name}`])],
-      this.options.w || "",
-      (w) => this.app.set({ w }),
-    );
+    const beside = [["", "beside …"], ...names.map((name) => [name, `beside ${name}`])];
+    if (this.other) beside.push([OTHER, `beside ${this.options.b}`]);
+    if (!embedded) beside.push([ASK, "beside another atlas …"]);
+    if (beside.length < 2) return "";
+    return select("beside", beside, this.other ? OTHER : this.options.w || "", (w) => {
+      if (w !== ASK) this.app.set({ w: w === OTHER ? "" : w, b: w === OTHER ? this.options.b : "" });
+      else {
+        const place = window.prompt("Its folder, as seen from this one:", this.options.b || "../");
+        if (place) this.app.set({ w: "", b: place.replace(/\/*$/, "/") });
+        else this.app.show(true);
+      }
+    });
   }
   downloads(units) {
     if (embedded) return "";

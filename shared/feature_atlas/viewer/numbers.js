@@ -19,6 +19,7 @@ const MEASURES = {
 /** A number in at most four characters or so. */
 function brief(value) {
   if (value === null || value === undefined) return "–";
+  if (value < 0) return `−${brief(-value)}`;
   const size = Math.abs(value);
   if (size !== 0 && (size >= 1e5 || size < 1e-3)) return value.toExponential(1).replace("e+", "e");
   if (size >= 100 || Number.isInteger(value)) return count(Math.round(value));

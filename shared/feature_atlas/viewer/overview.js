@@ -2,7 +2,7 @@
 
 const MODES = [
   ["", "Strips", "a sample of every layer"],
-  ["mosaic", "Mosaic", "every channel at 16 pixels"],
+  ["mosaic", "Mosaic", "every channel, small"],
   ["all", "All channels", "one grid to sort and filter across layers"],
 ];
 
@@ -15,6 +15,8 @@ function layerLabel(name, previous = "") {
   const head = mine.slice(0, shared).join(".");
   return [head && h("span", { class: "shared" }, `${head}.`), mine.slice(shared).join(".")];
 }
+
+const AWAITED = 32; // cells of a strip, the grey ones of a run included
 
 class Overview {
   constructor(app, options) {
@@ -51,6 +53,23 @@ class Overview {
     this.element.replaceChildren(this.head(mode), this.body);
     if (mode === "all") this.buildAll();
     else this.body.append(...this.app.atlas.layers.map((entry, n) => this.row(entry, n, mode)));
+    if (!mode) this.body.addEventListener("keydown", (event) => this.walk(event));
+  }
+  /** Arrow keys go along a strip, and from strip to strip. */
+  walk(event) {
+    const strip = event.target.closest(".strips .pictures");
+    if (!strip || !event.target.classList.contains("cell") || event.ctrlKey || event.metaKey || event.altKey) return;
+    const strips = [...this.body.querySelectorAll(".pictures")].filter((one) => one.querySelector("a.cell"));
+    const at = [...strip.children].indexOf(event.target);
+    const along = { ArrowRight: 1, ArrowLeft: -1 }[event.key] || 0;
+    const across = { ArrowDown: 1, ArrowUp: -1 }[event.key] || 0;
+    const next = strips[strips.indexOf(strip) + across];
+    if ((!along && !across) || !next) return;
+    event.preventDefault();
+    const cells = next.querySelectorAll("a.cell");
+    const cell = cells[clamp(at + along, 0, cells.length - 1)];
+    for (const other of cells) other.tabIndex = other === cell ? 0 : -1;
+    cell.focus();
   }
   head(mode) {
     const { about, layers } = this.app.atlas;
@@ -90,8 +109,10 @@ class Overview {
     const previous = n ? layers[n - 1].name : "";
     const first = n > 0 && entry.name.split(".")[0] !== previous.split(".")[0] && entry.name.includes(".");
     const planned = told ? channelsOf(told.planned).length : 0;
-    const notes = [entry.kind, plural(entry.total, "channel")];
+    const chosen = told && planned < entry.total ? `${count(planned)} of ` : "";
+    const notes = [entry.kind];
     if (told && told.done < planned) notes.push(`${count(told.done)} of ${count(planned)} done`);
+    else notes.push(chosen + plural(entry.total, "channel"));
     if (told && told.dead) notes.push(`${count(told.dead)} dead`);
     if (told && told.failed) notes.push(`${count(told.failed)} failed`);
     const pictures = h("div", { class: "pictures" });
@@ -116,10 +137,10 @@ class Overview {
       pictures,
     );
     if (told && mode === "mosaic") this.mosaic(entry, pictures, planned);
-    else if (told) this.strip(entry, told, pictures);
+    else if (told) this.strip(entry, told, pictures, planned);
     return row;
   }
-  strip(entry, told, pictures) {
+  strip(entry, told, pictures, planned) {
     const url = this.app.atlas.url(`sheets/strip/${this.variant}/${entry.name}/strip.webp`, told.strip_v);
     const carry = { v: this.options.v };
     const many = told.strip.length;
@@ -139,9 +160,13 @@ class Overview {
         h("span", { class: "tag", "aria-hidden": "true" }, String(channel)),
       ),
     );
-    pictures.append(...links);
-    if (!many)
-      pictures.append(h("span", { class: "note empty" }, told.done ? "nothing alive here" : "not rendered yet"));
+    const awaited = Math.max(0, planned - told.done - told.failed);
+    const empty = Array.from({ length: clamp(AWAITED - many, 0, awaited) }, () =>
+      h("span", { class: "cell", "data-state": "missing", "aria-hidden": "true" }),
+    );
+    pictures.append(...links, ...empty);
+    if (!many && !awaited)
+      pictures.append(h("span", { class: "note empty" }, told.done ? "nothing alive here" : "all failed"));
     whenNear(
       pictures,
       () => {
@@ -150,20 +175,26 @@ class Overview {
       "600px",
     );
   }
+  /** Pixels of a mosaic's cell: a small network fills the page, too. */
+  get small() {
+    const { planned } = this.app.atlas.about.counts;
+    return planned <= 1000 && wide() ? 48 : planned <= 4000 ? 32 : 16;
+  }
   mosaic(entry, pictures, planned) {
+    const size = this.small;
     const draw = async () => {
       const groups = await this.app.atlas.layer(entry.name);
       const group = groups[this.variant];
-      if (group) pictures.replaceChildren(mosaic(group.units, pictures.columns, { v: this.options.v }));
+      if (group) pictures.replaceChildren(mosaic(group.units, pictures.columns, { v: this.options.v }, 0, size));
       pictures.drawn = true;
     };
     this.watch.observe(pictures);
     pictures.reflow = () => {
       if (!pictures.clientWidth) return;
-      const columns = Math.max(4, Math.floor(pictures.clientWidth / 16));
+      const columns = Math.max(4, Math.floor(pictures.clientWidth / size));
       if (columns === pictures.columns) return;
       pictures.columns = columns;
-      pictures.style.minHeight = `${Math.ceil(planned / columns) * 16}px`;
+      pictures.style.minHeight = `${Math.ceil(planned / columns) * size}px`;
       if (pictures.drawn) draw();
       else if (!pictures.waits) {
         pictures.waits = true;

@@ -1,9 +1,10 @@
-/* The search field: "layer2.0.conv3:17", "0.conv3 17", part of a layer's name. */
+/* The search field: "layer2.0.conv3:17", "0.conv3 17", "conv1:3@negative", part of a layer's name. */
 
 function matches(atlas, text, most = 12) {
-  const match = /^\s*([^\s:]*)\s*[:\s]?\s*(\d*)\s*$/.exec(text);
+  const match = /^\s*([^\s:@]*)\s*[:\s]?\s*(\d*)(?:@(\S*))?\s*$/.exec(text.replace(/\[(\d+)\]/g, ".$1"));
   if (!match) return [];
-  const [, wanted, digits] = match;
+  const [, wanted, digits, variant] = match;
+  if (variant && !atlas.variants.some((name) => name.startsWith(variant))) return [];
   const channel = digits === "" ? null : Number(digits);
   const score = (name) => {
     if (name === wanted) return 0;
@@ -16,7 +17,7 @@ function matches(atlas, text, most = 12) {
     .filter(([rank, entry]) => rank < 9 && (channel === null || channel < entry.total))
     .sort((a, b) => a[0] - b[0])
     .slice(0, most)
-    .map(([, entry]) => ({ entry, channel }));
+    .map(([, entry]) => ({ entry, channel, variant: atlas.variants.includes(variant) ? variant : "" }));
 }
 
 function searchField(app) {
@@ -64,8 +65,8 @@ function searchField(app) {
     field.setAttribute("aria-expanded", "false");
     field.removeAttribute("aria-activedescendant");
   };
-  const go = ({ entry, channel }) => {
-    const carry = { v: app.options.v };
+  const go = ({ entry, channel, variant }) => {
+    const carry = { v: variant === app.atlas.about.first ? "" : variant || app.options.v };
     location.hash = channel === null ? app.layerLink(entry.name, carry) : app.unitPath(entry.name, channel, carry);
     field.value = "";
     close();

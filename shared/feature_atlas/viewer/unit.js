@@ -4,8 +4,8 @@ const BLANK = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAA
 const AUTOMATIC = 6000; // up to so many units the search across the network needs no click
 
 class UnitPage {
-  constructor(app, options, unit, groups) {
-    Object.assign(this, { app, options, unit, groups, shown: 0 });
+  constructor(app, options, unit, groups, twin) {
+    Object.assign(this, { app, options, unit, groups, twin });
     this.title = unit.name;
     this.element = h("article", { class: "unit-page" });
     this.build();
@@ -18,7 +18,15 @@ class UnitPage {
         `${layer} has no channel ${channel} in this atlas: it has ${count(group.units.length)}, ${group.raw.planned}`,
       );
     }
-    return new UnitPage(app, options, group.unit(channel), groups);
+    const unit = group.unit(channel);
+    return new UnitPage(app, options, unit, groups, await UnitPage.twinOf(unit, options, groups));
+  }
+  /** The same channel beside it, of the other atlas or variant that the address names. */
+  static async twinOf(unit, { w, b }, groups) {
+    if (!b) return w && groups[w] ? groups[w].unit(unit.channel) : null;
+    const atlas = await otherAtlas(b);
+    const theirs = atlas.byName.has(unit.layer) ? (await atlas.layer(unit.layer))[unit.variant] : null;
+    return theirs ? theirs.unit(unit.channel) : null;
   }
   build() {
     const order = arranged(this.unit.group.units, this.options);
@@ -143,19 +151,22 @@ class UnitPage {
     const all = this.app.atlas.variants
       .map((name) => this.groups[name])
       .filter((group) => group && group.rows.has(this.unit.channel));
-    if (all.length < 2) return "";
+    const units = all.map((group) => group.unit(this.unit.channel));
+    if (this.twin && this.twin.row >= 0 && !units.includes(this.twin)) units.push(this.twin);
+    if (units.length < 2) return "";
     return h(
       "div",
       { class: "variants", role: "group", "aria-label": "variants" },
-      all.map((group) => {
-        const unit = group.unit(this.unit.channel);
-        const link = cell(unit, 112, { carry: { ...this.options, v: group.variant }, label: false });
-        if (group === this.unit.group) link.setAttribute("aria-current", "true");
+      units.map((unit) => {
+        const link = cell(unit, 112, { carry: this.options, label: false });
+        if (unit === this.unit) link.setAttribute("aria-current", "true");
+        const { base } = unit.atlas;
+        if (base) link.href = `${base}index.html${unitLink(unit, {})}`;
         return h(
           "figure",
           {},
           link,
-          h("figcaption", {}, group.variant, h("span", { class: "note" }, ` ${brief(unit.value("normalized"))}`)),
+          h("figcaption", {}, base || unit.variant, h("span", { class: "note" }, ` ${brief(unit.value("normalized"))}`)),
         );
       }),
     );
@@ -209,10 +220,10 @@ class UnitPage {
     }
     return frame;
   }
-  /** Holding F shows the first pinned unit in this one's place. */
+  /** Holding F shows, in this one's place, the one beside it or else the first pinned one. */
   async flip(on) {
-    const pinned = await this.app.pins.first();
-    if (pinned && this.image) this.image.src = on ? pinned.image() : this.unit.image();
+    const other = this.twin || (await this.app.pins.first());
+    if (other && other.row >= 0 && this.image) this.image.src = on ? other.image() : this.unit.image();
   }
   swipe() {
     let from = null;
