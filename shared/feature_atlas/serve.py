@@ -114,7 +114,13 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             self._send(HTTPStatus.NOT_FOUND, b"not here\n", "text/plain", body=body)
             return
+        match = _RANGE.match(self.headers.get("Range", ""))
         try:
+            if (
+                match and match[2] and found[1].startswith(keys.PACKS)
+            ):  # they are large: only what was asked for is read
+                self._part(*found, int(match[1]), int(match[2]), body=body)
+                return
             data = self.server.read(*found)
         except ObjectNotFound:
             self._send(HTTPStatus.NOT_FOUND, b"not here\n", "text/plain", body=body)
@@ -135,6 +141,15 @@ class _Handler(BaseHTTPRequestHandler):
         if not number.isdecimal() or int(number) >= len(self.server.stores) or not allowed(key or keys.PAGE):
             return None
         return int(number), key or keys.PAGE
+
+    def _part(self, number: int, key: str, start: int, end: int, *, body: bool) -> None:
+        kind = _TYPES["tar"]
+        data = self.server.stores[number].get_range(key, start, end - start + 1) if start <= end else b""
+        if not data:
+            self._send(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, b"", kind, body=body)
+            return
+        span = {"Content-Range": f"bytes {start}-{start + len(data) - 1}/*"}
+        self._send(HTTPStatus.PARTIAL_CONTENT, data, kind, body=body, more=span)
 
     def _file(self, data: bytes, key: str, *, body: bool) -> None:
         kind = _TYPES.get(key.rpartition(".")[2], "application/octet-stream")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,15 +13,14 @@ import pytest
 
 from feature_atlas import keys
 from feature_atlas.atlas import Atlas
-from feature_atlas.plan import PlanFile
-from feature_atlas.presets import variant
 from feature_atlas.publish import publish
 from feature_atlas.publish.single import export, share
 from feature_atlas.serve import PageServer
-from feature_atlas.spec import ModelRef, Unit
+from feature_atlas.spec import Unit
 from feature_atlas.store import DirectoryStore, open_store
-from tests import browser, synthetic
+from tests import synthetic
 from tests.servers import MotoServer
+from tests.visitor import Visitor
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -32,14 +30,6 @@ pytestmark = pytest.mark.browser
 LAYERS = (("conv1", 12), ("block1.0.conv1", 40), ("block1.0.conv2", 300), ("block2.0.conv1", 24))
 WIDE = "block1.0.conv2"
 UNITS = [Unit("channel", "block2.0.conv1", channel) for channel in range(24)]
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    if browser.executable() is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    with browser.chromium() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -69,34 +59,6 @@ def server(folder: Path) -> Iterator[PageServer]:
         thread.join()
 
 
-class Visitor:
-    """A page, and everything that went wrong on it."""
-
-    def __init__(self, page: Page, address: str) -> None:
-        self.page, self.address = page, address
-        self.complaints: list[str] = []
-        page.on(
-            "console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text)
-        )
-        page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.set_default_timeout(15_000)
-
-    def go(self, route: str = "#/") -> Page:
-        # A hash alone would not load the page again.
-        self.page.goto("about:blank")
-        self.page.goto(self.address + route)
-        self.page.wait_for_selector("#app:not([hidden]) main > *")
-        return self.page
-
-    def texts(self, selector: str) -> list[str]:
-        return [text.strip() for text in self.page.locator(selector).all_inner_texts()]
-
-    def labels(self, count: int = 10_000) -> list[int]:
-        """Channels of the cells of the grid, in order of place."""
-        found = self.page.locator(".grid a.cell").evaluate_all("all => all.map((a) => [a.index, a.unit.channel])")
-        return [channel for _, channel in sorted(found)][:count]
-
-
 #: From disk unless a test asks for both.
 both = pytest.mark.parametrize("visitor", ["file", "http"], indirect=True)
 
@@ -109,20 +71,6 @@ def visitor(request: pytest.FixtureRequest, chromium: Browser, folder: Path, ser
         visitor = Visitor(context.new_page(), address)
         yield visitor
         assert visitor.complaints == []
-
-
-@pytest.fixture
-def visit(chromium: Browser) -> Iterator[Callable[..., Visitor]]:
-    """Visits any address; ``options`` are a browser context's."""
-    contexts = []
-
-    def visit(address: str, **options: Any) -> Visitor:
-        contexts.append(chromium.new_context(**{"viewport": {"width": 1200, "height": 800}, **options}))
-        return Visitor(contexts[-1].new_page(), address)
-
-    yield visit
-    for context in contexts:
-        context.close()
 
 
 def painted(page: Page, selector: str) -> bool:
@@ -526,76 +474,6 @@ def test_everything_has_a_name_for_those_who_cannot_see_it(visitor: Visitor) -> 
         assert page.locator("h1").count() == 1 and page.locator("main").count() == 1
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "to the pictures"
-
-
-def test_while_a_run_goes_on_new_pictures_appear(tmp_path: Path, visit: Callable[..., Visitor]) -> None:
-    store = DirectoryStore(tmp_path)
-    late = Unit("channel", "conv1", 3)
-    plan = synthetic.write_atlas(store, LAYERS[:1], size=24, missing=[late])
-    publish(store, live=True)
-    visitor = visit((tmp_path / keys.PAGE).as_uri())
-    visitor.page.clock.install()
-    page = visitor.go("#/")
-    assert page.locator(".strips .cell[data-state=missing]").count() == 1
-    assert visitor.texts(".live") == ["rendering now"]
-    page = visitor.go("#/conv1")
-    page.wait_for_selector(".cell[data-state=missing]")
-    page.locator(".grid .cell").nth(5).focus()
-    synthetic.write_unit(store, plan, late, size=24)
-    publish(store)
-    page.clock.run_for(11_000)
-    page.wait_for_selector(".grid .cell[aria-label*='channel 3,'][data-state=ok]")
-    assert page.locator(".cell[data-state=missing]").count() == 0 and visitor.complaints == []
-    # And whoever walks the grid by keyboard has not lost the place
-    page.wait_for_function("() => document.activeElement.unit && document.activeElement.unit.channel === 5")
-
-
-def test_a_run_that_was_killed_is_not_called_going_on(tmp_path: Path, visit: Callable[..., Visitor]) -> None:
-    store = DirectoryStore(tmp_path)
-    synthetic.write_atlas(store, LAYERS[:1], size=24, missing=[Unit("channel", "conv1", 3)])
-    publish(store, live=True)
-    visitor = visit((tmp_path / keys.PAGE).as_uri())
-    visitor.page.clock.install(time=time.time() + 3600)
-    page = visitor.go("#/")
-    assert page.locator(".live").count() == 0
-    # When somebody takes it up again
-    visitor.page.clock.set_system_time(time.time())
-    page.clock.run_for(11_000)
-    page.wait_for_selector(".live")
-    assert visitor.complaints == []
-
-
-EVIL = '</script><img src=x onerror="window.hurt=1"><script>window.hurt=1</script>'
-
-
-HOSTILE = (
-    "#/", "#/?m=all", "#/conv1", "#/conv1/0", "#/conv1/1", "#/compare?u=conv1:0,conv1:1", f"#/{EVIL}",
-    f"#/list?u=conv1:0&title={EVIL}", f"#/conv1?sort={EVIL}&f={EVIL}&s={EVIL}&v={EVIL}&z={EVIL}",
-)  # fmt: skip
-
-
-def test_a_hostile_atlas_hurts_nobody(tmp_path: Path, visit: Callable[..., Visitor]) -> None:
-    model = ModelRef(name=EVIL[:200], weights=f"random:{EVIL}"[:200], mean=(0.5,), std=(0.5,))
-    request = synthetic.request(LAYERS[:2], changes={"size": 24}, model=model)
-    layers = tuple(layer.model_copy(update={"kind": EVIL}) for layer in request.layers)
-    request = PlanFile(model=model.digest(), layers=layers, variants=dict([variant("channel", {"size": 24})]))
-    store = DirectoryStore(tmp_path)
-    plan = synthetic.write_plan(store, request, model=model)
-    for unit in plan.units():
-        synthetic.write_unit(store, plan, unit, size=24, status="dead" if unit.channel == 1 else "ok", words=EVIL)
-    atlas = json.loads((tmp_path / keys.ATLAS).read_text())
-    (tmp_path / keys.ATLAS).write_text(json.dumps({**atlas, "license": EVIL}))
-    publish(store)
-    (tmp_path / "single.html").write_bytes(export(Atlas.open(store), masters=True))
-    for name in (keys.PAGE, "single.html"):
-        visitor = visit((tmp_path / name).as_uri())
-        for route in HOSTILE if name == keys.PAGE else HOSTILE[:4]:
-            page = visitor.go(route)
-            page.wait_for_timeout(60)
-            assert page.evaluate("window.hurt") is None
-            assert page.locator("img[src=x], script:not([src])").count() <= 3
-        assert EVIL in visitor.go("#/").locator("h1").inner_text() or EVIL[:150] in page.content()
-        assert visitor.complaints == []
 
 
 def test_a_single_file_carries_everything(folder: Path, tmp_path: Path, visit: Callable[..., Visitor]) -> None:

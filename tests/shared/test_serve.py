@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from feature_atlas import keys
 from feature_atlas.publish import publish
+from feature_atlas.publish.layers import read_old
 from feature_atlas.serve import PageServer, allowed
 from feature_atlas.spec import Unit
 from feature_atlas.store import MemoryStore
@@ -99,6 +101,28 @@ def test_ranges_and_heads(server: PageServer, store: MemoryStore) -> None:
     assert ask(server, path, Range=f"bytes={len(data)}-")[0] == 416
     status, nothing, headers = ask(server, path, "HEAD")
     assert (status, nothing, headers["content-length"]) == (200, b"", str(len(data)))
+
+
+def test_a_picture_in_a_pack_is_read_without_the_pack(
+    server: PageServer, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = read_old(store, "conv1")
+    assert file is not None
+    group = file.variants["channel"]
+    row, key = group.rows[1], keys.pack("channel", "conv1", 0)
+    start, end = row.offsets[0], row.offsets[0] + row.bytes[0] - 1
+    whole = store.get(key)
+
+    def read(number: int, key: str) -> bytes:
+        raise AssertionError(f"all of {key} was read")
+
+    monkeypatch.setattr(server, "read", read)
+    path = f"/{server.token}/0/{key}"
+    status, piece, headers = ask(server, path, Range=f"bytes={start}-{end}")
+    assert (status, headers["content-range"]) == (206, f"bytes {start}-{end}/*")
+    assert hashlib.sha256(piece).hexdigest() == row.sha256[0]
+    assert ask(server, path, Range=f"bytes={len(whole)}-{len(whole) + 9}")[0] == 416
+    assert ask(server, path, Range="bytes=9-3")[0] == 416
 
 
 @pytest.mark.parametrize(

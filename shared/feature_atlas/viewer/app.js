@@ -32,7 +32,7 @@ const unitLink = (unit, carry) =>
 class App {
   constructor(root, atlas) {
     Object.assign(this, { root, atlas, options: {}, turn: 0 });
-    this.main = h("main", { tabindex: -1 });
+    this.main = h("main", { id: "main", tabindex: -1 });
   }
   // -- addresses
   link(path, options) {
@@ -140,7 +140,7 @@ class App {
       { class: "top" },
       h(
         "a",
-        { class: "home", href: "#/", "aria-label": "overview" },
+        { class: "home", href: "#/", "aria-label": `${this.atlas.about.title}: overview` },
         h("span", { class: "mark", "aria-hidden": "true" }, h("i"), h("i"), h("i"), h("i")),
         h("span", { class: "title" }, this.atlas.about.title),
       ),
