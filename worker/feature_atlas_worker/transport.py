@@ -10,10 +10,23 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.transport.virtual import QoS as VirtualQoS
 
-from feature_atlas.messages import MalformedMessage, parse
-from feature_atlas.monitor import put_aside
+from feature_atlas.messages import MALFORMED, QUEUE, MalformedMessage, parse
+from feature_atlas.monitor import MOST_MALFORMED, put_aside
 
 log = logging.getLogger(__name__)
+
+
+#: A flood of rubbish is said so often, then once in a thousand; so many messages are looked at in one step.
+_SAID, _LOOK = 10, 200
+
+# Takes these messages, and no others, from the front.
+_TAKE = """
+for i = 1, #ARGV do
+  if redis.call('LINDEX', KEYS[1], -1) ~= ARGV[i] then return i - 1 end
+  redis.call('RPOP', KEYS[1])
+end
+return #ARGV
+"""
 
 
 class SafeQoS(redis.QoS):  # type: ignore[misc]
@@ -47,6 +60,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
     """Lets only messages of ours through."""
 
     QoS = SafeQoS
+    #: How many messages this process has put aside: the watchdog takes it for progress.
+    aside = 0
 
     def _brpop_read(self, **options: Any) -> bool:
         """As kombu's, but what cannot be read is put aside instead of ending the worker."""
@@ -74,9 +89,32 @@ class Channel(redis.Channel):  # type: ignore[misc]
             self._flush_brpop_reauth()
 
     def _put_aside(self, raw: bytes, why: str) -> None:
-        log.error("a message was put aside: %s", why)
         with self.conn_or_acquire() as client:
             put_aside(client, raw, why)
+            self._say_aside(1, why)
+            while self._sweep(client) == _LOOK:
+                pass
+
+    def _sweep(self, client: Any) -> int:
+        """Puts aside what else nobody can read at the front of the queue, so that a flood does not hold up the jobs."""
+        bad: list[tuple[bytes, str]] = []
+        for raw in reversed(client.lrange(QUEUE, -_LOOK, -1)):
+            try:
+                parse(raw)
+                break
+            except MalformedMessage as error:
+                bad.append((raw, str(error)))
+        taken = int(client.eval(_TAKE, 1, QUEUE, *(raw for raw, _ in bad))) if bad else 0
+        for raw, why in bad[: min(taken, max(0, MOST_MALFORMED - client.hlen(MALFORMED)))]:
+            put_aside(client, raw, why)
+        if taken:
+            self._say_aside(taken, bad[0][1])
+        return taken
+
+    def _say_aside(self, count: int, why: str) -> None:
+        before, Channel.aside = Channel.aside, Channel.aside + count
+        if before < _SAID or before // 1000 < Channel.aside // 1000:
+            log.error("messages were put aside, %d by this worker so far, the last because: %s", Channel.aside, why)
 
 
 class Transport(redis.Transport):  # type: ignore[misc]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from redis import RedisError
 
 from feature_atlas.messages import QUEUE
+from feature_atlas_worker import transport
 
 if TYPE_CHECKING:
     import redis
@@ -72,7 +73,7 @@ class Watchdog:
         """Whether nothing is in hand and nothing new was taken for too long, though jobs wait."""
         from celery.worker import state
 
-        taken = state.all_total_count[0]
+        taken = state.all_total_count[0] + transport.Channel.aside
         if taken != self._seen or state.reserved_requests or state.active_requests:
             self._seen, self._since = taken, time.monotonic()
             return False
