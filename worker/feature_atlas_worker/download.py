@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
@@ -36,27 +37,34 @@ def http_get(url: str, *, limit: int = MAX_BYTES) -> bytes:
     if not url.lower().startswith(("http://", "https://")):
         raise RequestError(f"cannot download {url!r}: http:// and https:// only")
     try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise RequestError(f"cannot download {url!r}: {error}") from None
+    if "@" in parts.netloc:
+        raise RequestError("a weights URL holds no user and password: give a signed URL, an s3:// URL, or a local file")
+    shown = parts._replace(query="...").geturl() if parts.query else url  # a signed URL's query is a key
+    try:
         request = urllib.request.Request(url, headers={"User-Agent": "feature-atlas"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             declared = int(response.headers.get("Content-Length") or -1)
             if declared > limit:
-                raise _too_large(url, limit)
+                raise _too_large(shown, limit)
             data = bytearray()
             while chunk := response.read(_CHUNK):
                 data += chunk
                 if len(data) > limit:
-                    raise _too_large(url, limit)
+                    raise _too_large(shown, limit)
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404, 410):
-            raise RequestError(f"cannot download {url}: the server says {error.code} {error.reason}") from None
-        raise StoreError(f"cannot download {url}: the server says {error.code} {error.reason}") from error
+            raise RequestError(f"cannot download {shown}: the server says {error.code} {error.reason}") from None
+        raise StoreError(f"cannot download {shown}: the server says {error.code} {error.reason}") from error
     except (ValueError, http.client.InvalidURL) as error:
-        raise RequestError(f"cannot download {url!r}: {error}") from None
+        raise RequestError(f"cannot download {shown!r}: {error}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise StoreError(f"cannot download {url} ({reason}): check the network, or give a local file") from error
+        raise StoreError(f"cannot download {shown} ({reason}): check the network, or give a local file") from error
     if declared >= 0 and len(data) != declared:
-        raise StoreError(f"cannot download {url}: it ended after {len(data)} of {declared} bytes")
+        raise StoreError(f"cannot download {shown}: it ended after {len(data)} of {declared} bytes")
     return bytes(data)
 
 
