@@ -37,6 +37,10 @@ def store(url: str, *, make_bucket: bool) -> Iterator[Finding]:
 
     try:
         place = open_store(url)
+    except AtlasError as error:
+        yield Finding("fail", "store", str(error))
+        return
+    try:
         if make_bucket:
             yield _bucket(place)
         yield from _round_trip(place)
