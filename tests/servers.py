@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import signal
 import socket
@@ -11,7 +12,7 @@ import sys
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,26 @@ class CephGateway(Server, S3Endpoint):
     def start(self) -> None:
         self.cluster.start()
         super().start()
+
+    def new_user(self, name: str) -> dict[str, str]:
+        """A user who may do nothing yet; the variables that lead boto3 here as that user."""
+        name = f"{name}-{uuid.uuid4().hex[:6]}"
+        keys = {"AWS_ACCESS_KEY_ID": name, "AWS_SECRET_ACCESS_KEY": uuid.uuid4().hex}
+        command = ["radosgw-admin", "-c", str(self.cluster.folder / "ceph.conf"), "-n", "client.rgw", "user", "create"]
+        options = [f"--uid={name}", f"--display-name={name}", f"--access-key={name}",
+                   f"--secret={keys['AWS_SECRET_ACCESS_KEY']}"]  # fmt: skip
+        subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
+        return {**self.environ, **keys}
+
+    def allow(self, bucket: str, policies: Mapping[str, str]) -> None:
+        """Lets users, by access key, do in a bucket what a policy document for an identity says, and nothing else."""
+        statements = []
+        for user, text in policies.items():
+            for statement in json.loads(text.replace("BUCKET", bucket))["Statement"]:
+                principal = {"AWS": [f"arn:aws:iam:::user/{user}"]}
+                statements.append({**statement, "Sid": f"{statement['Sid']}{len(statements)}", "Principal": principal})
+        policy = json.dumps({"Version": "2012-10-17", "Statement": statements})
+        self.client().put_bucket_policy(Bucket=bucket, Policy=policy)
 
     def close(self) -> None:
         self.kill()  # its polite end takes seconds, and nothing is kept
