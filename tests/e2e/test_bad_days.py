@@ -1,0 +1,210 @@
+"""Bad input and bad days, each with real servers: clear words, bounded retries, nothing lost, workers alive."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from feature_atlas.atlas import Atlas
+from feature_atlas.messages import MALFORMED, QUEUE
+from feature_atlas.monitor import MOST_MALFORMED
+from tests.conftest import ROOT, needed
+from tests.deploy import compose
+from tests.deploy.topology import COMMAND, Broker
+from tests.e2e.chaos.http_faults import HttpFaults
+from tests.e2e.farm import Farm, grow
+from tests.servers import CephGateway, RedisServer, wait_until
+
+POLICIES = ROOT / "deploy/s3"
+
+
+@pytest.fixture
+def farm(valkey: RedisServer, tmp_path: Path) -> Iterator[Farm]:
+    with Farm(tmp_path, valkey.url, grow(tmp_path / "atlas", {"conv": 24})) as farm:
+        yield farm
+
+
+def over(ceph: CephGateway, valkey: RedisServer, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Farm:
+    """A farm over a bucket of its own, planned with the owner's keys."""
+    for name, value in ceph.environ.items():
+        monkeypatch.setenv(name, value)
+    return Farm(folder, valkey.url, grow(f"s3://{ceph.new_bucket()}/toy", {"conv": 24}))
+
+
+def command(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(COMMAND), *argv], capture_output=True, text=True, env={**os.environ, **environ}, timeout=120
+    )
+
+
+# -- the broker
+
+
+def test_a_broker_that_is_gone_in_mid_run_is_waited_for(farm: Farm, valkey: RedisServer) -> None:
+    alive = farm.folder / "alive"
+    farm.enqueue()
+    worker = farm.start(FEATURE_ATLAS_ALIVE_FILE=str(alive), TEST_SECONDS="0.3", FEATURE_ATLAS_BATCH="4")
+    wait_until(lambda: len(farm.atlas.done()) >= 2, "first pictures", 120)
+    valkey.stop()
+    gone, healthy = time.monotonic(), 0
+    while time.monotonic() - gone < 12:
+        time.sleep(1)
+        healthy += time.time() - alive.stat().st_mtime < 5  # what the liveness probe looks at
+    assert worker.process.poll() is None and healthy >= 10
+    valkey.start()
+    farm.wait(120)
+    farm.check()
+    said = worker.log.read_text()
+    assert "the broker does not answer" in said and said.count("the broker does not answer") <= 3
+    assert worker.process.poll() is None
+
+
+def certificate(folder: Path, name: str) -> Path:
+    """A certificate for localhost, signed by itself."""
+    folder.mkdir()
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
+         "-addext", f"subjectAltName=DNS:{name}", "-keyout", folder / "tls.key", "-out", folder / "tls.crt"],
+        check=True, capture_output=True, timeout=60,
+    )  # fmt: skip
+    shutil.copy(folder / "tls.crt", folder / "ca.crt")
+    return folder
+
+
+def test_tls_is_used_and_a_wrong_certificate_or_password_refused(tmp_path: Path, server_folder: Path) -> None:
+    tls, other = certificate(tmp_path / "tls", "localhost"), certificate(tmp_path / "other", "localhost")
+    binary = needed("redis-server", of="redis-server")
+    broker = Broker(server_folder / "tls", compose.secrets(), binary, tls)
+    broker.start()
+    try:
+        ca = {"ssl_ca_certs": str(tls / "ca.crt")}
+        # With the right authority a worker does its work over TLS, as a user of its own
+        with Farm(tmp_path, broker.url("worker", **ca), grow(tmp_path / "atlas", {"conv": 6})) as farm:
+            assert command("enqueue", farm.atlas.url, "--broker", broker.url("producer", **ca)).returncode == 0
+            farm.start()
+            farm.wait(120)
+        # Another authority, no authority, no TLS, a wrong password: one sentence each, and no password in it
+        wrong_password = broker.url("worker", **ca).replace(broker.environ["VALKEY_WORKER_PASSWORD"], "wrong")
+        for url, words in (
+            (broker.url("worker", ssl_ca_certs=str(other / "ca.crt")), "(?i)certificate"),
+            (broker.url("worker"), "(?i)certificate"),
+            (broker.url("worker").replace("rediss://", "redis://"), "broker"),
+            (wrong_password, "did not let us in"),
+        ):
+            ended = command("worker", "--broker", url, "--store", str(tmp_path))
+            assert (ended.returncode, ended.stderr.count("\n")) == (5, 1), ended.stderr
+            assert re.search(words, ended.stderr), ended.stderr
+            assert broker.environ["VALKEY_WORKER_PASSWORD"] not in ended.stderr
+    finally:
+        broker.stop()
+
+
+def test_ten_thousand_malformed_messages_are_put_aside(farm: Farm) -> None:
+    farm.enqueue()
+    genuine = farm.client.lindex(QUEUE, 0)
+    with farm.client.pipeline() as pipe:
+        for i in range(10_000):
+            rubbish = [b"\x80\x04cos\nsystem\n", b"{" * 50, secrets.token_bytes(40), genuine[: i % len(genuine)]][i % 4]
+            pipe.rpush(QUEUE, rubbish + str(i).encode())  # all of it before the jobs
+        pipe.execute()
+    worker = farm.start()
+    farm.wait(240)
+    farm.check()
+    assert worker.process.poll() is None
+    assert 0 < farm.client.hlen(MALFORMED) <= MOST_MALFORMED
+    assert worker.log.read_text().count("put aside") < 30
+    status = command("status", farm.atlas.url, "--broker", farm.broker)
+    assert "messages could not be used and were put aside" in status.stdout
+
+
+# -- the store
+
+
+def test_a_store_that_is_busy_slow_or_breaks_off_loses_nothing(
+    ceph: CephGateway, valkey: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = HttpFaults(ceph.port, share=0.25, seed=7)
+    try:
+        with over(ceph, valkey, tmp_path, monkeypatch) as farm:
+            farm.enqueue()
+            worker = farm.start(AWS_ENDPOINT_URL_S3=proxy.url)
+            farm.wait(240)
+            farm.check()
+            assert worker.process.poll() is None
+            assert worker.stop() == 0
+            assert all(proxy.met[kind] for kind in HttpFaults.KINDS), proxy.met
+            # Two objects per job, and some listings: the faults were repeated, not multiplied
+            assert sum(proxy.met.values()) < 24 * 2 * 4, proxy.met
+            assert farm.in_vain() <= 8 and "Traceback" not in worker.log.read_text()
+    finally:
+        proxy.close()
+
+
+def test_a_bucket_that_is_read_only_is_waited_for_and_least_rights_are_enough(
+    ceph: CephGateway, valkey: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = ceph.new_user("worker")
+    with over(ceph, valkey, tmp_path, monkeypatch) as farm:
+        bucket, name = farm.atlas.url.split("/")[2], user["AWS_ACCESS_KEY_ID"]
+        ceph.allow(bucket, {name: (POLICIES / "reader.json").read_text()})
+        farm.enqueue()
+        worker = farm.start(**user, FEATURE_ATLAS_PATIENCE="2")
+        wait_until(lambda: "everything is given back" in worker.log.read_text(), "the worker gives up writing", 120)
+        said = worker.log.read_text()
+        assert f"no permission to write s3://{bucket}/toy" in said and "s3:PutObject" in said
+        assert worker.process.poll() is None and not farm.atlas.failed()
+        # The worker's own policy is all that it needs
+        ceph.allow(bucket, {name: (POLICIES / "worker.json").read_text()})
+        farm.wait(180)
+        for variable, value in user.items():  # an object belongs to who put it
+            monkeypatch.setenv(variable, value)
+        farm.atlas = Atlas.open(farm.atlas.url)
+        farm.check()
+        assert user["AWS_SECRET_ACCESS_KEY"] not in worker.log.read_text()
+
+
+def test_a_wrong_clock_is_said(ceph: CephGateway, tmp_path: Path, valkey: RedisServer) -> None:
+    """A process whose clock is an hour late, against servers whose clock is right."""
+    late = [needed("faketime", of="faketime"), "-f", "-1h", sys.executable, "-m", "feature_atlas"]
+    environ = {**os.environ, **ceph.environ, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+    url = f"s3://{ceph.new_bucket()}/toy"
+    ended = subprocess.run(
+        [*late, "doctor", url, "--broker", valkey.url, "--json"],
+        capture_output=True,
+        text=True,
+        env=environ,
+        timeout=120,
+    )
+    found = [(row["level"], row["what"], row["text"]) for row in json.loads(ended.stdout)]
+    assert ended.returncode == 5
+    assert any(level == "fail" and "clock is wrong by more than 15 minutes" in text for level, _, text in found), found
+    assert any(
+        level == "warn" and re.search(r"the broker's clock differs by \+3\d{3} s", text) for level, _, text in found
+    )
+
+
+def test_a_worker_of_an_older_schema_leaves_newer_plans_to_others(farm: Farm) -> None:
+    store = farm.atlas.store
+    newer = json.loads(store.get("atlas.json"))
+    farm.enqueue()
+    store.put("atlas.json", json.dumps({**newer, "schema": newer["schema"] + 1}).encode())
+    worker = farm.start()
+    wait_until(lambda: "update feature-atlas" in worker.log.read_text(), "the worker says that it is too old", 120)
+    time.sleep(2)
+    assert worker.process.poll() is None and farm.waiting() == 24
+    assert not farm.atlas.failed() and not farm.given_up()
+    # The upgrade: here, the plan becomes one that this release reads
+    store.put("atlas.json", json.dumps(newer).encode())
+    farm.wait(120)
+    worker.signal(signal.SIGTERM)
