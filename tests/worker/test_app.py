@@ -22,7 +22,7 @@ assert [name for name in app.app.tasks if not name.startswith("celery.")] == ["f
 assert not torch.cuda.is_initialized()
 for url in ("redis://h", "rediss://h", "redis+socket:///run/s?virtual_host=0"):
     assert Connection(url).get_transport_cls().__module__ == "feature_atlas_worker.transport", url
-assert app.app.Worker.wait_for_soft_shutdown is not None and issubclass(app.app.Worker, app.CeleryWorker)
+assert app.app.Worker.wait_for_soft_shutdown is not None and issubclass(app.app.Worker, app.celery_worker.Worker)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
