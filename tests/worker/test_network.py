@@ -16,6 +16,7 @@ from feature_atlas.spec import Recipe
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import Network, open_network
 from feature_atlas_worker.objectives import canonical
+from feature_atlas_worker.rewrite import Rewrites
 from tests import networks
 
 CPU = torch.device("cpu")
@@ -194,3 +195,20 @@ def test_batch_norm_answers_by_its_statistics_and_learns_nothing() -> None:
         torch.testing.assert_close(network(picture[:1]), found[:1])
     assert module[1].num_batches_tracked == 0
     torch.testing.assert_close(found, module.eval()((picture - 0.5) / 0.25))
+
+
+@pytest.mark.parametrize("rewrites", [Rewrites(cut=False), Rewrites(freeze=False), Rewrites(cut=False, freeze=False)])
+@pytest.mark.parametrize("layer", ["conv1", "conv3"])  # an in-place ReLU follows
+def test_ending_at_the_layer_and_freezing_change_nothing(rewrites: Rewrites, layer: str) -> None:
+    model = VisionModel(*networks.toy())
+
+    def seen(rewrites: Rewrites) -> tuple[Tensor, Tensor, int]:
+        with open_network(model, layer, Recipe(size=(32, 32)), CPU, rewrites) as network:
+            picture = pictures(32, 32).requires_grad_()
+            found = network(picture)
+            return found.detach(), torch.autograd.grad((found**2).sum(), picture)[0], len(network.trained)
+
+    plain, quick = seen(rewrites), seen(Rewrites())
+    torch.testing.assert_close(plain[:2], quick[:2])
+    assert plain[0].min() < 0  # before the ReLU
+    assert (plain[2], quick[2]) == (0 if rewrites.freeze else 6, 0)

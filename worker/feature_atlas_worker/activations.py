@@ -49,29 +49,35 @@ def frozen(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def tap(module: nn.Module, layer: str, calls: int = 1) -> Iterator[Callable[[Tensor], Tensor]]:
-    """A function ``input [B, 3, h, w] -> output of the layer`` that stops the network there.
+def tap(module: nn.Module, layer: str, calls: int = 1, cut: bool = True) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A function ``input [B, 3, h, w] -> output of the layer`` that stops the network there, unless ``cut`` is off.
 
-    A layer that runs several times in one pass is read at its ``calls``-th time.  No clone is needed: an in-place
-    operation that would follow never runs.
+    A layer that runs several times in one pass is read at its ``calls``-th time.  No clone is needed where the
+    network stops: an in-place operation that would follow never runs.
     """
     count = 0
+    passed: list[Tensor] = []
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> None:
         nonlocal count
         count += 1
-        if count == calls:
+        if count == calls and cut:
             raise _Reached(first_tensor(output))
+        if count == calls:
+            passed.append(first_tensor(output).clone())
 
     handle = find(module, layer).register_forward_hook(hook)
 
     def run(x: Tensor) -> Tensor:
         nonlocal count
         count = 0
+        passed.clear()
         try:
             module(x)
         except _Reached as reached:
             return reached.output
+        if passed:
+            return passed.pop()
         raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
 
     try:

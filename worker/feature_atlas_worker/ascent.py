@@ -161,7 +161,10 @@ class Ascent:
         sameness = regularizers.similarity(activations, recipe.images) if recipe.diversity else None
         if sameness is not None and not relative:
             loss = loss + recipe.diversity * sameness.repeat_interleave(recipe.images) / recipe.images
-        (gradient,) = torch.autograd.grad(loss.sum(), picture, retain_graph=sameness is not None and relative)
+        gradient, *_ = torch.autograd.grad(
+            loss.sum(), (picture, *self.network.trained), retain_graph=sameness is not None and relative,
+            allow_unused=bool(self.network.trained),
+        )  # fmt: skip
         self._record(step, loss, chosen)
         self.blocked = gradient.flatten(1).abs().amax(1) == 0
         if not relative:

@@ -48,13 +48,15 @@ class Network:
         self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: object, layout: str,
         device: torch.device, rewrites: Rewrites = ALL,
     ) -> None:  # fmt: skip
-        self._side_by_side = rewrites.side_by_side
+        self._side_by_side, self._half = rewrites.side_by_side, rewrites.half
         #: Images that run side by side; found by a trial when first asked for.
         self._width = 0 if device.type == "cpu" else _EVERY
         self._format = torch.channels_last if rewrites.channels_last else torch.contiguous_format
         self.layer, self.layout, self.device = layer, layout, device
         #: The copy that really runs; another one as soon as the model's weights change.
         self.module = module
+        #: Weights that get a gradient as well: none, unless they are not frozen.
+        self.trained = tuple(p for p in module.parameters() if p.requires_grad)
         self._run = run
         self._mean = torch.tensor(model.mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(model.std, device=device).view(1, -1, 1, 1)
@@ -105,7 +107,8 @@ class Network:
     def _together(self, picture: Tensor, allow: Tensor | None) -> Tensor:
         redirect = RedirectedReLU(allow) if allow is not None else nullcontext()
         # fp32 where it matters: only the network itself may run in half precision.
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"), redirect:
+        half = self._half and self.device.type == "cuda"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half), redirect:
             normalised = ((picture - self._mean) / self._std).contiguous(memory_format=self._format)
             activations = self._run(normalised)  # type: ignore[operator]
         return canonical(activations, self.layout)
@@ -121,7 +124,8 @@ def open_network(
         RequestError: no such layer, it has no channels, or a picture of this size is too small for it.
     """
     trial = _trial(model)
-    with frozen(private_copy(model.module, device, rewrites, trial)) as module, own_weights(find(module, layer)):
+    copy = private_copy(model.module, device, rewrites, trial)
+    with frozen(copy) if rewrites.freeze else nullcontext(copy) as module, own_weights(find(module, layer)):
         layout, _ = layer_layout(module, layer, model.input_size)
         size = recipe.network_size or padded(recipe.size, recipe.pad)
         probe = torch.zeros(1, len(model.mean), *size, device=device)
@@ -133,7 +137,7 @@ def open_network(
             raise _refused(layer, size, model, error) from None
         if not calls:
             raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
-        with tap(module, layer, calls) as run:
+        with tap(module, layer, calls, rewrites.cut) as run:
             network = Network(model, module, layer, recipe, run, layout, device, rewrites)
             with torch.no_grad():
                 activations = network(probe)

@@ -42,6 +42,13 @@ class _State:
 class Rewrites:
     """What is done to a network's copy and to how it runs.  Exact up to rounding."""
 
+    #: The network ends at the target layer; off, it runs to its end.
+    cut: bool = True
+    #: Weights get no gradient.
+    freeze: bool = True
+    #: On a GPU, the network in bf16 (pictures, penalties and the optimiser are fp32 anyway).
+    half: bool = True
+
     #: Convolutions in channels-last order: 1.4 times faster on a CPU, more on a GPU.
     channels_last: bool = True
     #: Batch norms inside the convolutions before them.
@@ -63,7 +70,7 @@ _copies: weakref.WeakKeyDictionary[nn.Module, _Kept] = weakref.WeakKeyDictionary
 def private_copy(
     module: nn.Module, device: torch.device, rewrites: Rewrites = ALL, probe: Tensor | None = None
 ) -> nn.Module:
-    """The network's copy on the device: evaluation mode, no weight gradients, rewritten.
+    """The network's copy on the device: evaluation mode, rewritten.
 
     Kept while the original lives and is not changed (by anything but ``tensor.data``, which leaves no trace).
     ``probe`` [1, C, h, w] is an input that shows which batch norm reads which convolution.
@@ -73,7 +80,7 @@ def private_copy(
     """
     kept, state, key = _copies.setdefault(module, {}), _State.of(module), (str(device), rewrites)
     if key not in kept or kept[key][0] != state:
-        twin = _copy(module).eval().requires_grad_(False).to(device)
+        twin = _copy(module).eval().requires_grad_(not rewrites.freeze).to(device)
         if rewrites.channels_last:
             for layer in twin.modules():
                 if isinstance(layer, nn.Conv2d):
