@@ -180,12 +180,12 @@ def bench_rehearsal(args: argparse.Namespace) -> Figures:
             layers = dict(RESNET50) if not args.jobs else {name: 64 for name, _ in RESNET50[: args.jobs // 64]}
             url = f"s3://{ceph.new_bucket()}/resnet50"
             with farm(layers, url=url, FEATURE_ATLAS_BATCH="64", FEATURE_ATLAS_VISIBILITY_TIMEOUT="20") as one:
-                return rehearse(one, draw, ceph)
+                return rehearse(one, draw, ceph, args)
         finally:
             ceph.close()
 
 
-def rehearse(one: Farm, draw: random.Random, ceph: CephGateway) -> Figures:
+def rehearse(one: Farm, draw: random.Random, ceph: CephGateway, args: argparse.Namespace) -> Figures:
     """Enqueue, render, kill, status, fetch."""
 
     def pids() -> dict[str, int]:
@@ -200,21 +200,27 @@ def rehearse(one: Farm, draw: random.Random, ceph: CephGateway) -> Figures:
     started = time.monotonic()
     sent = one.enqueue()
     enqueued = time.monotonic() - started
-    for _ in range(2):
-        one.start()
-    faults = 0
-    while one.waiting():
-        time.sleep(draw.uniform(20, 40))
-        living = [worker for worker in one.workers if worker.process.poll() is None]
-        if faults % 3 == 0:
-            living[0].kill()
-        elif faults % 3 == 1:
-            living[0].kill_child()
-        else:
-            living[0].signal(signal.SIGTERM)
-        faults += 1
+
+    def living() -> list[Worker]:
+        """Two workers at least: those that ended are replaced, as a supervisor does."""
         while sum(worker.process.poll() is None for worker in one.workers) < 2:
             one.start()
+        return [worker for worker in one.workers if worker.process.poll() is None]
+
+    for faults in range(args.kills):
+        # By progress and not by the clock, so that a slow machine is not hurt more often per picture.
+        part = sent * (faults + 1) // (args.kills + 1) + draw.randrange(50)
+        while living() and one.waiting() and len(one.drawings()) < part:
+            time.sleep(0.2)
+        victim = living()[0]
+        if faults % 3 == 0:
+            victim.kill()
+        elif faults % 3 == 1:
+            victim.kill_child()
+        else:
+            victim.signal(signal.SIGTERM)
+    while living() and one.waiting():
+        time.sleep(1)
     rendered = time.monotonic() - started
     one.wait(300)
     broker_memory = one.client.info("memory")["used_memory_peak"] // 2**20
@@ -228,7 +234,7 @@ def rehearse(one: Farm, draw: random.Random, ceph: CephGateway) -> Figures:
     totals = _requests(one.folder)
     figures = {
         "jobs": sent, "enqueue_seconds": round(enqueued, 1), "seconds": round(rendered, 1),
-        "jobs_per_second": round(sent / rendered, 1), "faults": faults, "in_vain": one.in_vain(),
+        "jobs_per_second": round(sent / rendered, 1), "faults": args.kills, "in_vain": one.in_vain(),
         "done": json.loads(status.stdout)["done"], "status_seconds": round(status_seconds, 1),
         "fetch_seconds": round(fetch_seconds, 1), "fetched": sum(1 for _ in target.rglob("*.png")),
         "memory_mb": {**memory.most, "broker": broker_memory}, "requests": totals,
@@ -252,6 +258,7 @@ def main() -> None:
     parser.add_argument("what", choices=benches)
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--jobs", type=int, default=0, help="rehearsal: fewer jobs")
+    parser.add_argument("--kills", type=int, default=13, help="rehearsal: spread over the run")
     args = parser.parse_args()
     print(json.dumps({args.what: benches[args.what](args)}))
 
