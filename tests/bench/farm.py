@@ -212,6 +212,8 @@ def rehearse(one: Farm, draw: random.Random, ceph: CephGateway, args: argparse.N
         part = sent * (faults + 1) // (args.kills + 1) + draw.randrange(50)
         while living() and one.waiting() and len(one.drawings()) < part:
             time.sleep(0.2)
+        # Not right after a batch was drawn, when most is at risk.
+        time.sleep(draw.uniform(0, 10))
         victim = living()[0]
         if faults % 3 == 0:
             victim.kill()
