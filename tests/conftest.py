@@ -58,7 +58,11 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups the tests of one server, marks what they need, leaves the long fault suite out unless `-m` names it."""
+    """Groups the tests of one server, marks what they need, leaves out GPU tests without a GPU and the fault suite."""
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not has_gpu():
+        config.hook.pytest_deselected(items=gpu)
+        items[:] = [item for item in items if item not in gpu]
     chaos = pytest.mark.skip(reason="chaos: the long fault suite runs with -m chaos")
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -68,6 +72,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(MARKS[name])
         if item.get_closest_marker("chaos") and "chaos" not in config.option.markexpr:
             item.add_marker(chaos)
+
+
+def has_gpu() -> bool:
+    """Whether torch sees a GPU; what is marked `gpu` is left out where it sees none."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

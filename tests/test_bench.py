@@ -10,15 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 from feature_atlas.presets import preset
+from feature_atlas.spec import Recipe
 from feature_atlas_worker import transforms
 from feature_atlas_worker.ascent import Ascent
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
 from tests import networks
 from tests.bench import __main__ as bench
-from tests.bench import memory, quality, waterfall
+from tests.bench import gpu, memory, quality, waterfall
 from tests.bench.rows import Separately
 
 CPU = torch.device("cpu")
@@ -124,3 +126,32 @@ def test_sheets_stand_side_by_side() -> None:
     assert (
         sheet.size == (2 * 32 + 16, 16) and sheet.getpixel((0, 0)) == (0, 0, 0) and sheet.getpixel((79, 15))[0] == 255
     )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="no CUDA is what this is about")
+def test_without_a_gpu_its_benchmark_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--gpu"]) == 5
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("tests.bench: no GPU: torch ") and said.err.count("\n") == 1
+
+
+def test_what_a_gpu_would_be_measured_with_runs_on_a_cpu() -> None:
+    model = VisionModel(*networks.toy())
+    found = gpu.step_costs(model, "conv3", 2, CPU, 1, Recipe(size=(32, 32), steps=2))
+    assert all(0 < value < math.inf for value in found.values())
+    whole = gpu.projection(model, 2, CPU, Recipe(size=(32, 32), steps=2), lambda _text: None)
+    assert (whole["channels"], whole["layers"], len(whole["sample"])) == (30, 3, 3) and whole["minutes"] > 0
+
+
+def test_the_convolutions_counted_are_those_up_to_the_layer() -> None:
+    first, second = gpu.convolutions(networks.toy()[0], "conv2", torch.zeros(2, 3, 32, 32))
+    assert (first.weight, second.weight) == ((8, 3, 5, 5), (12, 8, 3, 3))
+    assert (first.x, first.out, second.out) == ((2, 3, 32, 32), (2, 8, 16, 16), (2, 12, 16, 16))
+    assert first.operations == 4 * 2 * 8 * 16 * 16 * 3 * 25
+
+
+def test_the_sample_stands_for_every_channel() -> None:
+    sample = gpu.strata(torchvision.models.resnet50(weights=None))
+    assert sum(sample.values()) == 26_560
+    assert sample["conv1"] == 64 and sample["layer4.2.conv3"] == 3 * 2048 and sample["layer3.0.downsample.0"] == 1024
+    assert len(sample) == 1 + 4 * 4

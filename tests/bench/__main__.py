@@ -2,6 +2,7 @@
 
     python -m tests.bench                       the table on a CPU, as Markdown
     python -m tests.bench --layers resnet50:layer4.1.conv3 --rounds 3 --json raw.json
+    python -m tests.bench --gpu                 the GPU tests, then the table and more on a GPU
 
 Random weights; 128 px; fp32 on a CPU.  Rows alternate in rounds, medians are shown, the warm-up is not timed.
 Time to a picture as good as Lucent's: ``python -m tests.bench.quality``.
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 
 from feature_atlas.errors import AtlasError
-from tests.bench import subjects, waterfall
+from tests.bench import gpu, subjects, waterfall
 from tests.bench.rows import all_rows, opened
 
 
@@ -45,12 +46,14 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--layers", nargs="+", default=list(subjects.LAYERS), metavar="NETWORK:LAYER")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=6, help="steps per round at batch 1 (fewer at larger ones)")
-    parser.add_argument("--batches", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--batches", type=int, nargs="+", help="4 8 16, on a GPU 16 64 256")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--size", type=int, default=128, help="pixels")
     parser.add_argument("--json", type=Path, help="also write the raw numbers here")
+    parser.add_argument("--gpu", action="store_true", help="the GPU tests, then the table and more on a GPU")
     parser.add_argument("--allow", nargs="*", default=[], metavar="MODULE", help="modules of python: networks")
     found = parser.parse_args(arguments)
+    found.batches = found.batches or list(gpu.BATCHES if found.gpu else (4, 8, 16))
     if min(found.rounds, found.steps, found.threads, *found.batches) < 1:
         parser.error("--rounds, --steps, --batches and --threads must be at least 1")
     return found
@@ -65,7 +68,7 @@ def table(arguments: argparse.Namespace, device: torch.device) -> dict[str, list
         model = models.setdefault(name, None) or subjects.load(name, arguments.allow)
         models[name] = model
         with opened(model, layer, device, arguments.size) as bench:
-            rows = all_rows(tuple(arguments.batches))
+            rows = all_rows(tuple(arguments.batches), device)
             records = waterfall.measure(bench, rows, arguments.rounds, arguments.steps, say)
         found[subject] = waterfall.compare(records)
     return found
@@ -83,6 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)  # not to fail after minutes
     torch.set_num_threads(options.threads)
     try:
+        if options.gpu:
+            return gpu.main(options)
         found = table(options, torch.device("cpu"))
     except AtlasError as error:
         print(f"tests.bench: {error}", file=sys.stderr)

@@ -51,18 +51,19 @@ _ADDED: tuple[tuple[str, dict[str, bool]], ...] = (
 )
 
 
-def all_rows(batches: tuple[int, ...] = (4, 8, 16)) -> list[Row]:
+def all_rows(batches: tuple[int, ...], device: torch.device) -> list[Row]:
     """Lucent, our loop with everything off, then one technique after the other, then batches; the bare network."""
     rows = [
         Row("Lucent, defaults (a)", "lucent"),
         Row("Lucent, `fixed_image_size=128` (b)", "lucent", size=128),
         Row("naive: our loop, everything off", "ours", 1, OFF, separate=True),
     ]
-    for name, change in _ADDED:
+    on_gpu = device.type == "cuda"
+    for name, change in (*_ADDED, ("+ bf16 (`half`)", {"half": True}))[: len(_ADDED) + on_gpu]:
         last, own = rows[-1], dict(change)
         separate = own.pop("separate", last.separate)
         rows.append(replace(last, name=name, separate=separate, rewrites=replace(last.rewrites, **own)))
-    rows.append(Row("+ faster convolutions (`quicken`) = default, batch 1", "ours"))
+    rows.append(Row("default, batch 1" if on_gpu else "+ faster convolutions (`quicken`) = default, batch 1", "ours"))
     rows += [Row(f"default, batch {batch}", "ours", batch) for batch in batches]
     return rows + [Row(f"bare network, batch {batch}", "bare", batch) for batch in (1, *batches)]
 
@@ -140,7 +141,9 @@ class Bench:
         x = torch.randn(row.batch, 3, *self.recipe.size, device=self.device).requires_grad_()
         began = self.clock()
         for _ in range(steps):
-            torch.autograd.grad(self._bare(x)[:, 0].sum(), x)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+                out = self._bare(x)
+            torch.autograd.grad(out[:, 0].float().sum(), x)
         return (self.clock() - began) / steps
 
 
