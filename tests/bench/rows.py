@@ -15,9 +15,10 @@ from feature_atlas.presets import preset
 from feature_atlas.spec import Recipe
 from feature_atlas_worker import transforms
 from feature_atlas_worker.activations import tap
-from feature_atlas_worker.ascent import Ascent
+from feature_atlas_worker.ascent import Ascent, Now
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import Network, open_network
+from feature_atlas_worker.recorded import ascent_of
 from feature_atlas_worker.rewrite import ALL, Rewrites
 from tests.bench import subjects
 
@@ -40,7 +41,14 @@ class Row:
 
 
 OFF = Rewrites(
-    cut=False, freeze=False, half=False, channels_last=False, fold=False, quicken=False, side_by_side="always"
+    cut=False,
+    freeze=False,
+    half=False,
+    channels_last=False,
+    fold=False,
+    quicken=False,
+    graph=False,
+    side_by_side="always",
 )
 _ADDED: tuple[tuple[str, dict[str, bool]], ...] = (
     ("+ end at the layer (`cut`)", {"cut": True}),
@@ -71,15 +79,15 @@ def all_rows(batches: tuple[int, ...], device: torch.device) -> list[Row]:
 class Separately(Ascent):
     """The loop as everybody writes it: every transform is a resampling of its own."""
 
-    def _view(self, step: int, picture: Tensor) -> Tensor:
-        theta = self.schedule.theta[step]
+    def _view(self, now: Now, coarse: bool, picture: Tensor) -> Tensor:
+        theta = now.theta
         linear, shift = theta[:, :, :2], theta[:, :, 2:]
         factor = torch.linalg.det(linear).sqrt()[:, None, None]
         same = torch.eye(2, device=theta.device).expand_as(linear)
         view, fill = picture, self.recipe.fill
         for move, by in ((same, shift), (same * factor, 0 * shift), (linear / factor, 0 * shift)):
             view = transforms.affine(view, torch.cat((move, by), 2), picture.shape[-2:], fill)
-        return transforms.blur(view, self.schedule.blur[step])
+        return transforms.blur(view, now.blur)
 
 
 class Bench:
@@ -125,7 +133,7 @@ class Bench:
         """A step's mean over the recipe: its first ones look for blocked gradients, which costs."""
         recipe: Recipe = self.recipe.model_copy(update={"steps": steps + 2, "redirect": 2})
         channels = [index % network.channels for index in range(1, row.batch + 1)]
-        ascent = (Separately if row.separate else Ascent)(network, recipe, channels, channels)
+        ascent = (Separately if row.separate else ascent_of)(network, recipe, channels, channels)
         stamps = {}
 
         def stamp(done: int, _steps: int) -> None:

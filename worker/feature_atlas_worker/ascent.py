@@ -15,6 +15,7 @@ from torch import Tensor
 
 from feature_atlas.spec import Recipe
 from feature_atlas_worker import measure, objectives, params, regularizers, transforms
+from feature_atlas_worker.graphs import Watch
 from feature_atlas_worker.network import Network
 
 #: How often a blocked gradient is looked for after the first ``redirect`` steps.
@@ -45,6 +46,15 @@ def learning_rates(recipe: Recipe) -> list[float]:
     return [recipe.learning_rate * share for share in shares]
 
 
+def _numbers(recipe: Recipe) -> list[tuple[float, float, float]]:
+    """(rate, correction, decay) of every step, see :class:`Now`."""
+    one, two = recipe.betas
+    return [
+        (rate / (1 - one ** (step + 1)), math.sqrt(1 - two ** (step + 1)), rate * recipe.frequency_penalty)
+        for step, rate in enumerate(learning_rates(recipe))
+    ]
+
+
 def unit_rms(gradient: Tensor) -> Tensor:
     """Each image's gradient at unit root mean square; an all-zero one stays zero.  [B, 3, h, w].
 
@@ -56,6 +66,18 @@ def unit_rms(gradient: Tensor) -> Tensor:
     # Axis by axis: one sum over all would take another order in another batch.
     rms = (gradient**2).mean(3, keepdim=True).mean((1, 2), keepdim=True).sqrt()
     return gradient / torch.where(rms > 0, rms, torch.ones_like(rms))
+
+
+@dataclass(frozen=True)
+class Now:
+    """What one step takes from the schedule: numbers and slices, or where it is recorded, tensors on the device."""
+
+    theta: Tensor  # [B, 2, 3]
+    blur: Tensor  # [B]
+    cut: Tensor  # []
+    rate: float | Tensor  # Adam's, first moment's bias corrected
+    correction: float | Tensor  # of the second moment's root
+    decay: float | Tensor
 
 
 class Ascent:
@@ -81,6 +103,7 @@ class Ascent:
         # Nothing: a picture that is finite at no checkpoint must not pass for one.
         self.best_image = torch.full((count, 3, *recipe.size), math.nan, device=device)
         self.best_step = torch.zeros(count, dtype=torch.long, device=device)
+        self.numbers = _numbers(recipe)
 
     def run(self, stop: Callable[[], bool] | None = None, on_step: Callable[[int, int], None] | None = None) -> Trace:
         """The whole optimisation.
@@ -90,23 +113,17 @@ class Ascent:
         """
         recipe = self.recipe
         initial = params.to_image(self.parameters, recipe)
-        rates = learning_rates(recipe)
         judged = self._checkpoints()
         allow: Tensor | None = None
+        watch = Watch(self.network.device)
         for step in range(recipe.steps):
             if stop is not None and stop():
                 raise Stopped
             if step == 0 or step == recipe.redirect or (step > recipe.redirect and step % WATCH == 0):
-                allow = self._allowed(step)
+                allow = self._allowed(step, watch)
             if step in judged:
                 self._judge(step)
-            parameters = self.parameters.detach().requires_grad_()
-            picture = self._picture(step, parameters)
-            shown = picture.detach().requires_grad_()
-            gradient = self._objective_gradient(step, shown, allow) + self._smoothness_gradient(shown)
-            # Back through colour and Fourier.
-            (gradient,) = torch.autograd.grad(picture, parameters, gradient)
-            self._update(step, rates[step], gradient)
+            self._advance(step, allow)
             if on_step is not None:
                 on_step(step + 1, recipe.steps)
         last = params.to_image(self.parameters, recipe)
@@ -114,7 +131,25 @@ class Ascent:
             self._judge(recipe.steps)
         else:
             self.best_image, self.best_step = last, torch.full_like(self.best_step, recipe.steps)
-        return Trace(self.best_image, initial, last, self.best_step, self.history, self.blocked)
+        return Trace(self.best_image, initial, last, self.best_step, self.history.clone(), self.blocked.clone())
+
+    def _advance(self, step: int, allow: Tensor | None) -> None:
+        """One step; those images in ``allow`` may redirect blocked gradients."""
+        self._climb(self._now(step), step < self.recipe.coarse_steps, allow, self.history[step])
+
+    def _now(self, step: int) -> Now:
+        schedule = self.schedule
+        return Now(schedule.theta[step], schedule.blur[step], schedule.cut[step], *self.numbers[step])
+
+    def _climb(self, now: Now, coarse: bool, allow: Tensor | None, row: Tensor) -> None:
+        """One step; its numbers go into ``row`` [B, 4]."""
+        parameters = self.parameters.detach().requires_grad_()
+        picture = self._picture(now, coarse, parameters)
+        shown = picture.detach().requires_grad_()
+        gradient = self._objective_gradient(now, coarse, shown, allow, row) + self._smoothness_gradient(shown)
+        # Back through colour and Fourier.
+        (gradient,) = torch.autograd.grad(picture, parameters, gradient)
+        self._update(now, gradient)
 
     def _checkpoints(self) -> set[int]:
         if self.recipe.pick == "last":
@@ -122,39 +157,42 @@ class Ascent:
         # With a decaying step size the end is nearly always best; one earlier look guards against a late collapse.
         return {max(1, round(self.recipe.steps * 0.8))}
 
-    def _allowed(self, step: int) -> Tensor | None:
+    def _allowed(self, step: int, watch: Watch) -> Tensor | None:
         """The images that may redirect blocked gradients in the next steps; None where none may.  [B]
 
         An image's permission depends on its own past only: the batch does not show in the picture.
         """
         if step < self.recipe.redirect:
             return torch.ones_like(self.blocked)
-        if self.recipe.redirect_always and bool(self.blocked.any()):
-            return self.blocked.clone()
-        return None
+        # A GPU is not made to wait: it answers what it was asked the last time.
+        answer = watch.answer() if self.network.device.type == "cuda" else None
+        watch.ask(self.blocked)
+        if self.network.device.type != "cuda":
+            answer = watch.answer()
+        return answer if self.recipe.redirect_always else None
 
-    def _basis(self, step: int) -> tuple[params.Parameterization, float]:
-        if step < self.recipe.coarse_steps:
+    def _basis(self, coarse: bool) -> tuple[params.Parameterization, float]:
+        if coarse:
             return self.coarse, self.coarse.size[0] / self.recipe.size[0]
         return self.fine, 1.0
 
-    def _picture(self, step: int, parameters: Tensor) -> Tensor:
-        sigma = self.schedule.cut[step].expand(len(parameters)) if any(self.recipe.cut) else None
-        return self._basis(step)[0](parameters, sigma)
+    def _picture(self, now: Now, coarse: bool, parameters: Tensor) -> Tensor:
+        sigma = now.cut.expand(len(parameters)) if any(self.recipe.cut) else None
+        return self._basis(coarse)[0](parameters, sigma)
 
-    def _view(self, step: int, picture: Tensor) -> Tensor:
+    def _view(self, now: Now, coarse: bool, picture: Tensor) -> Tensor:
         """What the network sees at this step.  [B, 3, h, w] -> [B, 3, h', w']."""
-        recipe, (basis, share) = self.recipe, self._basis(step)
+        recipe, (basis, share) = self.recipe, self._basis(coarse)
         out = transforms.padded(basis.size, recipe.pad, share)
-        view = transforms.affine(picture, self.schedule.theta[step], out, recipe.fill)
+        view = transforms.affine(picture, now.theta, out, recipe.fill)
         if any(recipe.blur) or any(recipe.blur_random):
-            view = transforms.blur(view, self.schedule.blur[step] * share)
+            view = transforms.blur(view, now.blur * share)
         return view
 
-    def _objective_gradient(self, step: int, picture: Tensor, allow: Tensor | None) -> Tensor:
+    def _objective_gradient(self, now: Now, coarse: bool, picture: Tensor, allow: Tensor | None, row: Tensor) -> Tensor:
         """d loss / d picture without the smoothness penalty; at unit RMS where penalties are relative."""
         recipe = self.recipe
-        activations = self.network(self._view(step, picture), allow)
+        activations = self.network(self._view(now, coarse, picture), allow)
         chosen = objectives.values(activations, self.channels, recipe)
         loss = -objectives.score(chosen, recipe)
         relative = recipe.penalties == "relative"
@@ -165,8 +203,8 @@ class Ascent:
             loss.sum(), (picture, *self.network.trained), retain_graph=sameness is not None and relative,
             allow_unused=bool(self.network.trained),
         )  # fmt: skip
-        self._record(step, loss, chosen)
-        self.blocked = gradient.flatten(1).abs().amax(1) == 0
+        self._record(row, loss, chosen)
+        self.blocked.copy_(gradient.flatten(1).abs().amax(1) == 0)
         if not relative:
             return gradient
         gradient = unit_rms(gradient)
@@ -186,7 +224,7 @@ class Ascent:
         return gradient
 
     @torch.no_grad()
-    def _update(self, step: int, rate: float, gradient: Tensor) -> None:
+    def _update(self, now: Now, gradient: Tensor) -> None:
         """Adam (Kingma & Ba 2015), epsilon 1e-8 outside the bias correction's root; then the frequency penalty.
 
         The penalty decays the coefficients themselves (Loshchilov & Hutter 2019): sent through Adam, it would be
@@ -196,14 +234,16 @@ class Ascent:
         self.first_moment.lerp_(gradient, 1 - one)
         square = self.bands.mean_square(gradient) if self.bands is not None else gradient**2
         self.second_moment.lerp_(square, 1 - two)
-        root = self.second_moment.sqrt().div_(math.sqrt(1 - two ** (step + 1))).add_(1e-8)
-        self.parameters.addcdiv_(self.first_moment, root, value=-rate / (1 - one ** (step + 1)))
+        root = self.second_moment.sqrt().div_(now.correction).add_(1e-8)
+        if isinstance(now.rate, Tensor):
+            self.parameters.sub_(self.first_moment / root * now.rate)
+        else:
+            self.parameters.addcdiv_(self.first_moment, root, value=-now.rate)
         if self.fine.spectrum is not None and self.recipe.frequency_penalty:
-            self.parameters.mul_(self.fine.spectrum.kept(rate * self.recipe.frequency_penalty))
+            self.parameters.mul_(self.fine.spectrum.kept(now.decay))
 
     @torch.no_grad()
-    def _record(self, step: int, loss: Tensor, chosen: Tensor) -> None:
-        row = self.history[step]
+    def _record(self, row: Tensor, loss: Tensor, chosen: Tensor) -> None:
         row[:, 0] = loss
         row[:, 1] = objectives.measure(chosen, self.recipe)
         row[:, 2] = chosen.amax(1)

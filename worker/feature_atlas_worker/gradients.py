@@ -16,6 +16,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
+def _may_ask(device: torch.device) -> bool:
+    """Whether Python may look at a value: a GPU would have to finish all that it was given."""
+    return device.type == "cpu"
+
+
 class _Redirected(torch.autograd.Function):
     """Clamp to [0, ceiling] whose blocked gradient is redirected for the images in ``allow`` [B]."""
 
@@ -37,7 +42,7 @@ class _Redirected(torch.autograd.Function):
             normal = normal.masked_fill_(out >= ctx.ceiling, 0)
         axes = tuple(range(1, grad.ndim))
         # Hardly ever blocked, and a sum that is not zero says so at once.  A GPU is not made to wait for the answer.
-        if grad.device.type == "cpu" and not bool(((normal.sum(axes) == 0) & allow).any()):
+        if _may_ask(grad.device) and not bool(((normal.sum(axes) == 0) & allow).any()):
             return normal, None, None, None
         whole = (normal.abs().amax(axes) == 0) & allow
         below = out <= 0

@@ -62,6 +62,7 @@ class Network:
         self._std = torch.tensor(model.std, device=device).view(1, -1, 1, 1)
         self._resample = recipe.network_size
         self.channels = 0
+        self.rewrites = rewrites
 
     def __call__(self, picture: Tensor, allow: Tensor | None = None) -> Tensor:
         """The target layer's activations.  [B, 3, h, w] -> [B, C, h', w'].

@@ -102,7 +102,7 @@ class Spectrum:
         """Transfer function of a Gaussian blur of ``sigma`` full-resolution pixels.  [B] -> [B, 1, h, w//2+1]."""
         return torch.exp(-2.0 * (math.pi * sigma[:, None, None, None]) ** 2 * self.square_frequency)
 
-    def kept(self, decay: float) -> Tensor:
+    def kept(self, decay: float | Tensor) -> Tensor:
         """Share of each coefficient left by a decay of ``decay`` at a quarter cycle per pixel.  -> [h, w//2+1, 1].
 
         It grows with the fourth power of the frequency: half an octave below, a quarter is left of it.

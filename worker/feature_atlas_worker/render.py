@@ -19,9 +19,10 @@ from feature_atlas.errors import DeviceError, RequestError
 from feature_atlas.manifest import Activation, Curve, Picture
 from feature_atlas.spec import Recipe, seed_of
 from feature_atlas_worker import measure
-from feature_atlas_worker.ascent import Ascent, Stopped, Trace
+from feature_atlas_worker.ascent import Stopped, Trace
 from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.network import Model, Network, open_network
+from feature_atlas_worker.recorded import ascent_of
 from feature_atlas_worker.rewrite import ALL, Rewrites
 
 #: A unit is called dead only after this many seeds.
@@ -134,7 +135,7 @@ def _batch(
         tried = [seed if not attempt else seed_of(seed, "retry", 0, attempt) for seed in (seeds[i] for i in waiting)]
         padding = width - len(waiting)
         channels = [0 if recipe.objective == "layer" else targets[i].channel for i in waiting]
-        ascent = Ascent(network, recipe, channels + channels[:1] * padding, tried + tried[:1] * padding)
+        ascent = ascent_of(network, recipe, channels + channels[:1] * padding, tried + tried[:1] * padding)
         trace = ascent.run(stop, on_step)
         results = _results(network, recipe, [targets[i] for i in waiting], ascent.channels, trace)
         for i, result in zip(waiting, results, strict=True):
