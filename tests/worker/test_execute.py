@@ -308,14 +308,14 @@ def test_a_side_car_that_cannot_be_written_does_not_undo_the_commit() -> None:
 
 
 class Slow(MemoryStore):
-    """Takes 0.1 s for a picture; knows in which order things were written."""
+    """Takes 0.1 s for a picture and as long for its side-car; knows in which order things were written."""
 
     def __init__(self) -> None:
         super().__init__("slow")
         self.written: list[str] = []
 
     def put(self, key: str, data: bytes, **kwargs: Any) -> None:
-        if key.startswith(keys.IMAGES):
+        if key.startswith((keys.IMAGES, keys.MANIFESTS)):
             time.sleep(0.1)
         super().put(key, data, **kwargs)
         self.written.append(key)
@@ -340,12 +340,22 @@ def test_where_the_store_is_slower_a_death_costs_one_batch_at_most() -> None:
     assert all(8 <= count <= 10 for count in at_risk(0))
 
 
+def test_where_the_store_is_slower_no_picture_waits_behind_side_cars() -> None:
+    store, behind = Slow(), list[int]()
+
+    def trouble(targets: Sequence[Target], _batch: int) -> None:
+        behind.append(targets[0].channel - sum(key.startswith(keys.MANIFESTS) for key in store.written))
+
+    Setting(32, store).run(Renderer(trouble), batch=8)
+    assert all(count <= 2 for count in behind), behind
+
+
 def test_pictures_are_written_while_the_next_batch_is_drawn() -> None:
     store, begun = Slow(), list[int]()
 
     def trouble(targets: Sequence[Target], _batch: int) -> None:
         begun.append(targets[0].channel - sum(key.startswith(keys.IMAGES) for key in store.written))
-        time.sleep(0.4)  # eight pictures over four threads take 0.2 s
+        time.sleep(0.6)  # eight pictures and side-cars over four threads take 0.4 s
 
     Setting(40, store).run(Renderer(trouble), batch=8)
     # The first two writings are timed; from then on drawing goes on at once.

@@ -118,8 +118,8 @@ def patiently(action: Callable[[], T], patience: float) -> T:
 class Uploads:
     """Finished jobs on their way to the store, on threads, while the next batch renders.
 
-    What is drawn and not yet written is lost with the process.  So pictures, which commit, go before all side-cars,
-    and the next batch waits for as many as could not be written while it is drawn.
+    What is drawn and not yet written is lost with the process.  So pictures, which commit, go before the side-cars of
+    their batch, and the next batch waits for all that could not be written while it is drawn.
     """
 
     def __init__(
@@ -182,6 +182,12 @@ class Uploads:
             self._pending.popleft()
             future.result()
             context.run(self.committed, about)
+
+    def make_room(self, at_most: int) -> None:
+        """As :meth:`report`, and waits for side-cars as well: the next pictures would stand in line behind them."""
+        self.report(at_most)
+        while self._cars and len(self._pending) + len(self._cars) > at_most:
+            self._cars.popleft().result()
 
     def settle(self) -> None:
         """Waits for everything in hand and reports what arrived.  Raises the first StoreError."""

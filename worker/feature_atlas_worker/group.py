@@ -168,7 +168,7 @@ class GroupRun:
             )  # fmt: skip
             self.uploads.submit(seen, record, run)
         # The next batch takes as long as this one.  Where the store is slower, it waits: at most one batch is at risk.
-        self.uploads.report(at_most=min(2 * shape, self.uploads.fitting(self.seconds * len(batch))))
+        self.uploads.make_room(min(2 * shape, self.uploads.fitting(self.seconds * len(batch))))
 
     def _committed(self, record: Manifest) -> None:
         status: Literal["dead", "ok"] = "dead" if record.status == "dead" else "ok"
