@@ -48,7 +48,7 @@ def test_alerts_and_dashboard_go_to_kubernetes_as_they_are() -> None:
 
 def scrape(port: int) -> Sample:
     """(name, value of the first label) -> value."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as answer:
         text = answer.read().decode()
     return {
         (sample.name, next(iter(sample.labels.values()), "")): sample.value
@@ -76,19 +76,21 @@ def test_counters_outlive_a_killed_process_and_the_port_its_owner(farm: Farm, tm
     farm.wait(90, left=1)
 
     def told() -> Sample:
+        """What is served; empty while nobody serves."""
         try:
             return scrape(port)
         except OSError:
             return {}
 
-    def counted() -> float:
+    def counted(*outcomes: str) -> float:
         found = told()
-        return sum(found.get(("feature_atlas_jobs_total", outcome), 0) for outcome in ("ok", "skipped"))
+        return sum(found.get(("feature_atlas_jobs_total", outcome), 0) for outcome in outcomes)
 
     # A picture that was stored and not yet counted when its process was killed is found by the next one
-    wait_until(lambda: counted() >= 18, "every picture is counted", 30)
-    wait_until(lambda: told()["feature_atlas_jobs_total", "given_up"] == 1, "the one that is given up is counted", 30)
-    found = told()
+    wait_until(lambda: counted("ok", "skipped") >= 18, "every picture is counted", 90)
+    wait_until(lambda: counted("given_up") == 1, "the one that is given up is counted", 90)
+    found: Sample = {}
+    wait_until(lambda: bool(found.update(told()) or found), "an answer", 90)
     assert found["feature_atlas_broker_up", ""] == 1 and found["feature_atlas_queue_jobs", "waiting"] == 0
     for phase in ("wait", "load", "render", "encode", "upload"):
         assert found["feature_atlas_phase_seconds_total", phase] > 0, phase
@@ -98,7 +100,7 @@ def test_counters_outlive_a_killed_process_and_the_port_its_owner(farm: Farm, tm
     for title, expression in prometheus.expressions().items():
         assert prometheus.names(expression) <= known, title
     first.stop()
-    wait_until(lambda: counted() >= 18, "the other one serves", 60)
+    wait_until(lambda: counted("ok", "skipped") >= 18, "the other one serves", 90)
     assert second.process.poll() is None
 
 

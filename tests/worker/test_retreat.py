@@ -19,8 +19,10 @@ from feature_atlas.spec import Unit
 from feature_atlas_producer.enqueue import enqueue
 from feature_atlas_worker import retreat
 from feature_atlas_worker.child import Child
+from feature_atlas_worker.execute import Outcome
 from feature_atlas_worker.pulse import Pulse
 from feature_atlas_worker.retreat import Retreat
+from feature_atlas_worker.turn import Turn
 from tests.e2e.farm import grow
 from tests.servers import RedisServer
 
@@ -106,6 +108,28 @@ def test_a_device_that_fails_ends_the_process_and_the_third_time_the_worker(
 def test_a_cancelled_atlas_leaves_nothing(setting: Setting) -> None:
     setting.retreat.drop()
     assert setting.queued() == [] and not setting.attempts() and setting.atlas.url not in setting.child.served
+
+
+def test_what_ends_a_job_is_counted_before_the_broker_forgets_it(
+    setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process killed in between then leads to a job that is counted twice, never to one that is not counted."""
+    known: list[tuple[str, int]] = []
+
+    def tell(outcome: str, jobs: int = 1) -> None:
+        known.extend([(outcome, setting.client.hlen(UNACKED))] * jobs)
+
+    monkeypatch.setattr(setting.child, "tell", tell)
+    turn = Turn(setting.child, setting.messages[0])
+    turn._messages = {message.order.unit: message for message in setting.messages}
+    jobs = [setting.atlas.plan.job(message.order.unit) for message in setting.messages]
+    turn._settle(Outcome(jobs[0], "ok"))
+    turn._attempts = {jobs[1].unit: 0}
+    turn._settle(Outcome(jobs[1], "failed", error="no such layer", final=True))
+    setting.atlas.store.put(keys.image(jobs[2].unit), b"there")
+    assert turn._not_done(jobs[2:]) == jobs[3:]
+    assert known == [("ok", 4), ("failed", 3), ("given_up", 3), ("skipped", 2)]
+    setting.retreat.return_rest()
 
 
 def test_a_broker_that_is_away_while_the_worker_ends_is_not_waited_for(setting: Setting, valkey: RedisServer) -> None:

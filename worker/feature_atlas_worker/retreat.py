@@ -131,9 +131,9 @@ class Retreat:
             store = self.child.patient(self.child.atlases.open(message.order.atlas).store)
             store.put(keys.error(job.unit), manifest.dump(failure), content_type="application/json")
         given_up = GivenUp(error=why, host=host, attempts=tried, at=time.time())
+        self.child.tell("given_up")  # before the broker forgets the job: a kill in between must not lose the count
         self.broker(lambda: self.hand.give_up(message, given_up))
         self.child.count(failed=1)
-        self.child.tell("given_up")
 
     def return_rest(self) -> None:
         """Back to the front with what is still in hand."""

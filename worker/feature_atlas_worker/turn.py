@@ -151,8 +151,8 @@ class Turn:
             lambda: self.child.atlases.done(order.atlas, order.variant, order.layer, fresh=fresh)
         )
         there = [self._messages[job.unit] for job in jobs if job.channel in done]
-        self.hand.finish(there)
         self.child.tell("skipped", len(there))
+        self.hand.finish(there)
         return [job for job in jobs if job.channel not in done]
 
     def _parts(self, jobs: Sequence[Job], size: int) -> list[list[Job]]:
@@ -182,13 +182,14 @@ class Turn:
     def _settle(self, outcome: Outcome) -> None:
         """What becomes of the message of one finished, failed or unfinished job."""
         message = self._messages[outcome.job.unit]
+        if outcome.status != "unfinished":
+            # Before the broker forgets the job: a kill in between makes it count twice, not never.
+            self.child.tell(outcome.status)
         if outcome.status in ("ok", "dead"):
             self.hand.finish([message])
             self.child.atlases.finished(self.order.atlas, outcome.job.unit)
             self.child.count(done=1)
-            self.child.tell(outcome.status)
         elif outcome.status != "unfinished":
-            self.child.tell(outcome.status)
             tried = self._attempts[outcome.job.unit] + 1
             if outcome.final or tried >= MOST_ATTEMPTS:
                 self.retreat.give_up(message, outcome.error, tried)
