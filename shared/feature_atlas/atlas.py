@@ -104,8 +104,12 @@ class Atlas:
 
     def failed(self, variant: str | None = None, layer: str | None = None) -> set[Unit]:
         """Every unit with an error on record and no picture."""
-        failed = self._listed(keys.ERRORS, variant, layer)
+        failed = self.recorded_failures(variant, layer)
         return failed - self.done(variant, layer) if failed else failed
+
+    def recorded_failures(self, variant: str | None = None, layer: str | None = None) -> set[Unit]:
+        """Every unit with an error on record, whether it was overcome since or not."""
+        return self._listed(keys.ERRORS, variant, layer)
 
     def recorded(self, variant: str | None = None, layer: str | None = None) -> set[Unit]:
         """Every unit that has a side-car; it is written after the picture."""

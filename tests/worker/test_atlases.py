@@ -109,7 +109,9 @@ def test_an_atlas_that_is_gone_is_a_wrong_request(client: redis.Redis, tmp_path:
 def test_what_is_done_is_listed_once_in_a_while_or_when_it_matters(client: redis.Redis, tmp_path: Path) -> None:
     served, atlas = Atlases(client, ["*"]), grow(tmp_path, {"conv": 5})
     group: tuple[Any, ...] = (atlas.url, "channel", "conv")
-    assert served.done(*group, fresh=False) == set()
+    assert served.listed(*group, fresh=False).done == set()
     atlas.store.put(keys.image(Unit("channel", "conv", 3)), b"")
-    assert served.done(*group, fresh=False) == set()
-    assert served.done(*group, fresh=True) == {3}
+    atlas.store.put(keys.error(Unit("channel", "conv", 3)), b"")
+    assert served.listed(*group, fresh=False).done == set()
+    listed = served.listed(*group, fresh=True)
+    assert (listed.done, listed.failed) == ({3}, {Unit("channel", "conv", 3)})

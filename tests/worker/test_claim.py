@@ -12,11 +12,24 @@ from hypothesis import strategies as st
 from kombu import Connection
 
 from feature_atlas.broker import open_client
-from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, WORKERS, Message, attempts_key, dead_key, field, parse
+from feature_atlas.messages import (
+    FLAGS,
+    QUEUE,
+    UNACKED,
+    UNACKED_INDEX,
+    WORKERS,
+    Message,
+    attempts_key,
+    dead_key,
+    field,
+    order_of,
+    parse,
+)
 from feature_atlas.monitor import GivenUp
 from feature_atlas.queue import Template, make_app
 from feature_atlas.reconcile import where
 from feature_atlas_worker.claim import Hand
+from feature_atlas_worker.opening import look
 from tests.servers import RedisServer
 
 TEMPLATE = Template(make_app("redis://localhost"))
@@ -96,14 +109,25 @@ def test_kombu_delivers_claimed_messages_again_as_they_were(
     assert client.hlen(UNACKED) == client.zcard(UNACKED_INDEX) == 0
 
 
-def test_what_kombu_took_is_found_under_its_tag(client: redis.Redis, hand: Hand, valkey: RedisServer) -> None:
+def test_what_kombu_took_is_found_under_its_tag_with_what_matters_beside_it(
+    client: redis.Redis, hand: Hand, valkey: RedisServer
+) -> None:
     send(client, "conv", range(1))
     with Connection(valkey.url) as kombu:
         message = kombu.default_channel.basic_get(QUEUE)
-        taken = hand.taken(message.delivery_tag)
-        assert taken is not None and taken.order.channel == 0 and taken.tag == message.delivery_tag
-        assert hand.taken("another") is None
+        order = order_of([ATLAS, "channel", "conv", 0])
+        found = look(client, message.delivery_tag, order)
+        assert found is not None and found.message is not None and found.message.tag == message.delivery_tag
+        assert (found.message.order, found.flag, found.attempts) == (order, None, 0)
+        client.hset(FLAGS, ATLAS, "paused")
+        hand.count([found.message])
+        assert look(client, "another", order) == (None, "paused", 1)
         message.ack()
+    valkey.kill()
+    try:
+        assert look(client, "another", order) is None
+    finally:
+        valkey.start()
 
 
 def test_finished_messages_leave_no_trace(client: redis.Redis, hand: Hand) -> None:

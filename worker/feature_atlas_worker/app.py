@@ -61,7 +61,7 @@ def render(task: Task, atlas: str, variant: str, layer: str, channel: int) -> No
     pulse.busy = True
     child.touch()
     try:
-        Turn(child, child.message(task.request.properties["delivery_tag"], order)).go()
+        Turn(child, *child.open(task.request.properties["delivery_tag"], order)).go()
     except Exception as error:
         # Never acknowledged by an error of ours.
         raise Reject(str(error), requeue=True) from error

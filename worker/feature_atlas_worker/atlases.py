@@ -7,7 +7,7 @@ import os
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from feature_atlas import growth, keys, place
 from feature_atlas.atlas import Atlas
@@ -34,13 +34,25 @@ class StrangerError(RequestError):
     """The message names a place that no producer has named."""
 
 
+class Listed(NamedTuple):
+    """What the store holds of one group."""
+
+    group: tuple[str, str, str]
+    #: When it was listed, by the monotonic clock.
+    at: float
+    #: Finished channels.
+    done: set[int]
+    #: Units with a failure on record, whether finished since or not.
+    failed: frozenset[Unit]
+
+
 class Atlases:
     """Opens atlases by URL, and remembers a few."""
 
     def __init__(self, client: redis.Redis, allowed: Sequence[str]) -> None:
         self.client, self.allowed = client, allowed
         self._open: OrderedDict[str, tuple[float, Atlas]] = OrderedDict()
-        self._done: tuple[tuple[str, str, str], float, set[int]] | None = None
+        self._listed: Listed | None = None
 
     def open(self, url: str) -> Atlas:
         """The atlas, its plan at most :data:`FRESH` seconds old.
@@ -87,19 +99,21 @@ class Atlases:
             atlas = self.open(url)
         return atlas.plan.job(unit)
 
-    def done(self, url: str, variant: str, layer: str, *, fresh: bool) -> set[int]:
-        """The finished channels of a group, as listed at most :data:`LISTED` seconds ago, or just now."""
+    def listed(self, url: str, variant: str, layer: str, *, fresh: bool) -> Listed:
+        """What the store holds of a group, as listed at most :data:`LISTED` seconds ago, or just now."""
         group = (url, variant, layer)
-        known = self._done
-        if fresh or known is None or known[0] != group or time.monotonic() - known[1] > LISTED:
-            listed = self.open(url).done(variant, layer)
-            known = self._done = group, time.monotonic(), {unit.channel for unit in listed}
-        return known[2]
+        known = self._listed
+        if fresh or known is None or known.group != group or time.monotonic() - known.at > LISTED:
+            atlas = self.open(url)
+            failed = atlas.recorded_failures(variant, layer)
+            done = {unit.channel for unit in atlas.done(variant, layer)}
+            known = self._listed = Listed(group, time.monotonic(), done, frozenset(failed))
+        return known
 
     def finished(self, url: str, unit: Unit) -> None:
         """Adds to what is known to be done."""
-        if self._done is not None and self._done[0] == (url, unit.variant, unit.layer):
-            self._done[2].add(unit.channel)
+        if self._listed is not None and self._listed.group == (url, unit.variant, unit.layer):
+            self._listed.done.add(unit.channel)
 
     def enqueued(self) -> set[str]:
         """Allowed places, and folders in allowed folders, that are atlases which somebody enqueued.

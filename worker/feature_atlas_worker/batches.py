@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from functools import lru_cache
 
 import torch
 
 from feature_atlas.errors import DeviceError
-from feature_atlas.spec import Job, Recipe
+from feature_atlas.spec import Job, ModelRef, Recipe
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,11 @@ class BatchSizes:
         return True
 
 
+_digest = lru_cache(maxsize=64)(ModelRef.digest)
+
+
 def _key(job: Job) -> _Group:
-    return job.model.digest(), job.layer, job.recipe.network_size or job.recipe.size, job.recipe.images
+    return _digest(job.model), job.layer, job.recipe.network_size or job.recipe.size, job.recipe.images
 
 
 def _guess(device: torch.device, recipe: Recipe) -> int:

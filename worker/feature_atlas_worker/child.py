@@ -26,6 +26,7 @@ from feature_atlas_worker.atlases import Atlases
 from feature_atlas_worker.claim import Hand
 from feature_atlas_worker.execute import Executor
 from feature_atlas_worker.lease import Lease
+from feature_atlas_worker.opening import Opening, look
 from feature_atlas_worker.patience import PatientStore
 from feature_atlas_worker.preload import Preloader
 from feature_atlas_worker.pulse import Pulse
@@ -148,14 +149,14 @@ class Child:
         span = now - recent[0] if len(recent) > 1 else 0.0
         return self.beat.model_copy(update={"rate": round(len(recent) / span, 4) if span else 0.0, "at": time.time()})
 
-    def message(self, tag: str, order: Order) -> Message:
-        """The message that Celery took for the running task."""
-        taken = self.hand.taken(tag)
-        if taken is not None and taken.order == order:
-            return taken
+    def open(self, tag: str, order: Order) -> tuple[Message, Opening | None]:
+        """The message that Celery took for the running task, and what the broker says of it, if it answers."""
+        opening = look(self.client, tag, order)
+        if opening is not None and opening.message is not None:
+            return opening.message, opening
         # The broker has forgotten it.  The job can be done all the same.
         raw = next(self.template.messages(order.atlas, order.variant, order.layer, [order.channel]))
-        return parse(raw)._replace(tag=tag)
+        return parse(raw)._replace(tag=tag), opening
 
 
 def _probe(device: torch.device) -> None:

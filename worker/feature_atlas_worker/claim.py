@@ -31,7 +31,6 @@ from feature_atlas.messages import (
     renewed,
 )
 from feature_atlas.monitor import GivenUp, put_aside
-from feature_atlas.reconcile import unwrap
 
 if TYPE_CHECKING:
     import redis
@@ -108,15 +107,6 @@ class Hand:
         with self._lock:
             self._held[message.tag] = message
 
-    def taken(self, tag: str) -> Message | None:
-        """The message that Celery holds under this tag, as it lies in the broker; None where that does not know."""
-        try:
-            value = cast("bytes | None", self.client.hget(UNACKED, tag))
-            return parse(unwrap(value))._replace(tag=tag) if value else None
-        except (RedisError, MalformedMessage) as error:
-            log.warning("the message %s cannot be read: %s", tag, error)
-            return None
-
     def claim(self, group: str, least: int, most: int, shares: int = 1) -> list[Message]:
         """Takes waiting siblings, at least ``least`` if there are as many; none where the broker fails."""
         try:
@@ -165,7 +155,7 @@ class Hand:
         """
         with self._lock:
             fresh = [message for message in messages if message.tag not in self._counted]
-        with self.client.pipeline() as pipe:
+        with self.client.pipeline(transaction=len(fresh) > 1) as pipe:
             for message in fresh:
                 pipe.hincrby(attempts_key(message.order.atlas), field(message.order.unit), 1)
             pipe.execute()
@@ -189,7 +179,7 @@ class Hand:
         if time.monotonic() < self._tell_after:
             return False
         try:
-            with self.client.pipeline() as pipe:
+            with self.client.pipeline(transaction=False) as pipe:  # said again where it was heard by half
                 pipe.hdel(UNACKED, *[message.tag for message in untold])
                 pipe.zrem(UNACKED_INDEX, *[message.tag for message in untold])
                 for message in untold:

@@ -13,7 +13,7 @@ from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
 from datetime import UTC, datetime
 from itertools import count
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from feature_atlas import keys, manifest
 from feature_atlas.errors import IntegrityError, ObjectNotFound, StoreError
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _HOPELESS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG}
@@ -113,6 +114,25 @@ def patiently(action: Callable[[], T], patience: float) -> T:
             log.warning("%s; trying again in %.1f s", error, wait)
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def failures(store: Store, variant: str, layer: str) -> set[Unit]:
+    """Units of a group with a failure on record.  Raises StoreError."""
+    listed = (keys.parse_unit(info.key) for info in store.list(keys.ERRORS + keys.group(variant, layer)))
+    return {found[1] for found in listed if found is not None}
+
+
+class Here(Executor):
+    """Does everything at once, on the thread that asks."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """The result, or the exception, of the call that has just been made."""
+        future = Future[T]()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
 
 
 class Uploads:

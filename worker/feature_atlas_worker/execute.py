@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import logging
 import socket
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from typing import Self
 
@@ -19,9 +19,9 @@ from feature_atlas import spec
 from feature_atlas.errors import RequestError
 from feature_atlas.plan import describe_model
 from feature_atlas.settings import Settings
-from feature_atlas.spec import Job, ModelRef, Recipe
+from feature_atlas.spec import Job, ModelRef, Recipe, Unit
 from feature_atlas.store import Store
-from feature_atlas_worker import inspect, models
+from feature_atlas_worker import commit, inspect, models
 from feature_atlas_worker.batches import BatchSizes
 from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.group import GroupRun, Outcome
@@ -132,11 +132,14 @@ class Executor:
         stop: Callable[[], bool] | None = None,
         on_step: Callable[[int, int], None] | None = None,
         on_begin: Callable[[Sequence[Job]], None] | None = None,
+        *,
+        failed_before: Set[Unit] | None = None,
     ) -> None:
         """Renders jobs of one group; each is reported on this thread once it is committed, or on record as failed.
 
         A job that fails is isolated and recorded; the others finish.  Once ``stop()`` is true the rest is reported as
         unfinished.  ``on_step`` gets (steps done, steps of this batch), ``on_begin`` a batch's jobs before it.
+        ``failed_before``: the units whose earlier failure a success takes off the record; listed where it is not said.
 
         Raises:
             OtherRendererError: the recipe is for another release; nothing was touched.
@@ -146,7 +149,10 @@ class Executor:
         if not jobs:
             return
         check_renderer(jobs[0])
-        GroupRun(self, self.model(jobs[0].model, store.get), jobs, store, on_outcome, stop, on_step, on_begin).go()
+        if failed_before is None:
+            failed_before = commit.failures(store, jobs[0].variant, jobs[0].layer)
+        model = self.model(jobs[0].model, store.get)
+        GroupRun(self, model, jobs, store, on_outcome, stop, on_step, on_begin, failed_before).go()
 
 
 def check_renderer(job: Job) -> None:

@@ -7,11 +7,10 @@ import secrets
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from feature_atlas import keys
 from feature_atlas.errors import EnvironmentFault, RequestError
 from feature_atlas.logs import about
 from feature_atlas.manifest import Manifest, Run
@@ -63,14 +62,17 @@ class GroupRun:
         stop: Callable[[], bool] | None,
         on_step: Callable[[int, int], None] | None,
         on_begin: Callable[[Sequence[Job]], None] | None,
+        failed_before: Set[Unit],
     ) -> None:
         self.executor, self.model, self.jobs, self.store = executor, model, jobs, store
         self.on_outcome, self.on_step, self.on_begin = on_outcome, on_step, on_begin
         self.stop = stop or (lambda: False)
         self.stopped = False
+        # One alone has nothing to overlap with, and is spared the way to a thread and back.
+        pool, threads = (executor.pool, executor.threads) if len(jobs) > 1 else (commit.Here(), 1)
         self.uploads = commit.Uploads(
-            executor.pool, store, executor.patience, self._committed, self._listed_errors(), threads=executor.threads
-        )
+            pool, store, executor.patience, self._committed, failed_before, threads=threads
+        )  # fmt: skip
         #: The sentence with which two different jobs were refused: the layer is to blame, not the channel.
         self.hopeless: str | None = None
         self.refused: set[str] = set()
@@ -190,9 +192,3 @@ class GroupRun:
             worker = self.executor.worker
             commit.patiently(lambda: commit.put_failure(self.store, job, error, trace, worker), self.executor.patience)
             self.on_outcome(Outcome(job, status, None, error, trace, final))
-
-    def _listed_errors(self) -> set[Unit]:
-        """Units of this group with a failure on record, which a success removes."""
-        prefix = keys.ERRORS + keys.group(self.jobs[0].variant, self.jobs[0].layer)
-        listed = (keys.parse_unit(info.key) for info in self.store.list(prefix))
-        return {found[1] for found in listed if found is not None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 from feature_atlas import steer
@@ -22,6 +22,7 @@ from feature_atlas_worker import phases
 from feature_atlas_worker.atlases import Refusal, StrangerError
 from feature_atlas_worker.brake import Brake
 from feature_atlas_worker.execute import Executor, Outcome, check_renderer
+from feature_atlas_worker.opening import Opening
 from feature_atlas_worker.retreat import Retreat
 
 if TYPE_CHECKING:
@@ -40,13 +41,14 @@ _UNFIT = 60.0
 class Turn:
     """The work of one task."""
 
-    def __init__(self, child: Child, head: Message) -> None:
-        self.child, self.head, self.hand = child, head, child.hand
+    def __init__(self, child: Child, head: Message, opening: Opening | None = None) -> None:
+        self.child, self.head, self.opening, self.hand = child, head, opening, child.hand
         self.order = head.order
         self.retreat = Retreat(child, head.order)
         self.brake = Brake(child, head.order.atlas)
         self._messages: dict[Unit, Message] = {}
         self._attempts: dict[Unit, int] = {}
+        self._failed_before: Set[Unit] = frozenset()
 
     def go(self) -> None:
         """Works until every message is finished, given back or given up."""
@@ -79,7 +81,8 @@ class Turn:
 
     def _work(self) -> None:
         broker = self.retreat.broker
-        flag = broker(lambda: steer.flag(self.child.client, self.order.atlas))
+        known = self.opening
+        flag = known.flag if known is not None else broker(lambda: steer.flag(self.child.client, self.order.atlas))
         if flag == "cancelled":
             self.retreat.drop()
             return
@@ -103,10 +106,12 @@ class Turn:
             if self.brake.between_batches():
                 break
             executor.run(
-                part, self.child.patient(atlas.store), self._settle, self.brake.pulled, self.brake.step, self._begin
-            )
+                part, self.child.patient(atlas.store), self._settle, self.brake.pulled, self.brake.step, self._begin,
+                failed_before=self._failed_before,
+            )  # fmt: skip
             self.child.pulse.device_failures = 0
-        log.info("%s: %d of %d done", self.order.layer, self.child.beat.done - before, len(self._messages))
+        if len(self._messages) > 1:  # one alone was said already
+            log.info("%s: %d of %d done", self.order.layer, self.child.beat.done - before, len(self._messages))
 
     def _job(self, message: Message) -> Job | None:
         """The job of a message; one that is not planned is given up, one sent twice is dropped."""
@@ -147,19 +152,24 @@ class Turn:
         """Those whose picture is not in the store yet; the others are finished."""
         order = self.order
         fresh = any(message.redelivered for message in self._messages.values())
-        done = self.retreat.broker(
-            lambda: self.child.atlases.done(order.atlas, order.variant, order.layer, fresh=fresh)
+        listed = self.retreat.broker(
+            lambda: self.child.atlases.listed(order.atlas, order.variant, order.layer, fresh=fresh)
         )
-        there = [self._messages[job.unit] for job in jobs if job.channel in done]
+        self._failed_before = listed.failed
+        there = [self._messages[job.unit] for job in jobs if job.channel in listed.done]
         self.child.tell("skipped", len(there))
         self.hand.finish(there)
-        return [job for job in jobs if job.channel not in done]
+        return [job for job in jobs if job.channel not in listed.done]
 
     def _parts(self, jobs: Sequence[Job], size: int) -> list[list[Job]]:
         """Jobs by how often they were begun: the untried together, the others in ever smaller parts."""
         if not jobs:
             return []
-        counts = self.retreat.broker(lambda: self.hand.attempts([self._messages[job.unit] for job in jobs]))
+        known, messages = self.opening, [self._messages[job.unit] for job in jobs]
+        if known is not None and messages == [self.head]:
+            counts = [known.attempts]
+        else:
+            counts = self.retreat.broker(lambda: self.hand.attempts(messages))
         self._attempts = dict(zip((job.unit for job in jobs), counts, strict=True))
         parts = []
         for tried in sorted(set(counts)):
