@@ -10,12 +10,12 @@ from feature_atlas.atlas import Atlas
 from feature_atlas.broker import connect, explain, trouble
 from feature_atlas.messages import FLAGS
 from feature_atlas.queue import Template, make_app
-from feature_atlas.reconcile import Reconciled, reconcile
+from feature_atlas.reconcile import LOCK, Reconciled, reconcile
 
 log = logging.getLogger(__name__)
 
-#: Seconds to wait for another process that enqueues the same atlas.
-PATIENCE = 30.0
+#: Seconds to wait for another process that enqueues the same atlas: longer than a killed one's lock lasts.
+PATIENCE = LOCK + 15.0
 
 
 def enqueue(

@@ -46,7 +46,7 @@ MOST_ATTEMPTS = 4
 #: Messages per command: about 2 MB.
 _CHUNK = 5000
 #: Seconds after which the lock of a dead process is anybody's.
-_LOCK = 60.0
+LOCK = 60.0
 
 Channels = dict[tuple[str, str], set[int]]
 Told = Callable[[int], None]
@@ -118,11 +118,12 @@ class Held:
 
     def __init__(self, client: redis.Redis, atlas: str, wait: float) -> None:
         self.atlas, self.wait = atlas, wait
-        self._lock: Lock = client.lock(lock_key(atlas), timeout=_LOCK, blocking_timeout=wait, thread_local=False)
+        self._lock: Lock = client.lock(lock_key(atlas), timeout=LOCK, thread_local=False)
         self._renewed = 0.0
 
     def __enter__(self) -> Held:
-        if not self._lock.acquire(blocking=self.wait > 0):
+        # Most are done at once; a killed one's lock lasts.
+        if not self._acquire(min(2.0, self.wait)) and not self._wait_on():
             raise BrokerError(
                 f"another process is looking through {self.atlas} just now: try again in a minute (nothing was sent)"
             )
@@ -133,9 +134,19 @@ class Held:
         if self._lock.owned():
             self._lock.release()
 
+    def _acquire(self, seconds: float) -> bool:
+        return self._lock.acquire(blocking=seconds > 0, blocking_timeout=seconds)
+
+    def _wait_on(self) -> bool:
+        left = self.wait - 2.0
+        if left <= 0:
+            return False
+        log.warning("another process is looking through %s: waiting for it, %.0f s at most", self.atlas, left)
+        return self._acquire(left)
+
     def on(self) -> None:
         """Keeps the right.  Raises BrokerError where it was lost: we were asleep for a minute."""
-        if time.monotonic() - self._renewed < _LOCK / 6:
+        if time.monotonic() - self._renewed < LOCK / 6:
             return
         if not self._lock.owned():
             raise BrokerError(f"the lock of {self.atlas} was lost to another process: run the same command again")

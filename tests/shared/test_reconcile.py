@@ -15,9 +15,10 @@ from feature_atlas.manifest import Failure
 from feature_atlas.messages import QUEUE, UNACKED, dead_key, field, lock_key, parse
 from feature_atlas.monitor import GivenUp
 from feature_atlas.queue import Template, make_app
-from feature_atlas.reconcile import MOST_ATTEMPTS, forget, reconcile, where
+from feature_atlas.reconcile import LOCK, MOST_ATTEMPTS, forget, reconcile, where
 from feature_atlas.spec import Unit
 from feature_atlas.store import MemoryStore
+from feature_atlas_producer.enqueue import PATIENCE
 from tests.e2e.farm import grow
 from tests.servers import RedisServer
 
@@ -178,3 +179,12 @@ def test_a_full_broker_says_so_and_the_same_again_completes(setting: Setting) ->
         setting.client.config_set("maxmemory", 0)
         setting.client.delete(lock_key(setting.atlas.url))
     assert setting.reconcile().sent == 17
+
+
+def test_the_lock_of_a_process_that_was_killed_is_waited_out(
+    setting: Setting, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert PATIENCE > LOCK
+    setting.client.set(lock_key(setting.atlas.url), "a dead process", px=3000)
+    assert setting.reconcile(wait=PATIENCE).sent == 17
+    assert "waiting for it" in caplog.text
