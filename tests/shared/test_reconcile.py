@@ -12,7 +12,7 @@ from feature_atlas import keys, manifest
 from feature_atlas.atlas import Atlas
 from feature_atlas.errors import BrokerError
 from feature_atlas.manifest import Failure
-from feature_atlas.messages import QUEUE, UNACKED, dead_key, field, lock_key, parse
+from feature_atlas.messages import QUEUE, UNACKED, attempts_key, dead_key, field, lock_key, parse
 from feature_atlas.monitor import GivenUp
 from feature_atlas.queue import Template, make_app
 from feature_atlas.reconcile import LOCK, MOST_ATTEMPTS, forget, reconcile, where
@@ -115,6 +115,14 @@ def test_the_store_outranks_the_dead_list(setting: Setting) -> None:
     result = setting.reconcile()
     assert (result.failed, result.done, result.sent) == (0, 1, 16)
     assert not setting.client.exists(dead_key(setting.atlas.url))
+
+
+def test_attempts_at_what_is_done_are_forgotten(setting: Setting) -> None:
+    done, begun = Unit("channel", "conv1", 3), Unit("channel", "conv1", 4)
+    setting.store.put(keys.image(done), b"")
+    setting.client.hset(attempts_key(setting.atlas.url), mapping={field(done): 1, field(begun): 2})
+    setting.reconcile()
+    assert setting.client.hgetall(attempts_key(setting.atlas.url)) == {field(begun).encode(): b"2"}
 
 
 def test_a_failure_that_was_overcome_is_done(setting: Setting) -> None:

@@ -191,7 +191,8 @@ class Hand:
             return False
         with self._lock:
             for message in untold:
-                self._untold.pop(message.tag, None)
+                if self._untold.get(message.tag) is message:  # not one of the same tag that was finished meanwhile
+                    del self._untold[message.tag]
         return True
 
     def give_back(
