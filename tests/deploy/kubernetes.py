@@ -26,7 +26,7 @@ def text(part: str) -> str:
     """What ``kubectl apply -k`` would send."""
     tool = shutil.which("kubectl")
     if tool is None:
-        pytest.skip("no kubectl: install it (its kustomize builds deploy/k8s)")
+        pytest.skip("no kubectl: install one from 1.27 (its kustomize builds deploy/k8s; .ci/run shows how)")
     done = subprocess.run([tool, "kustomize", FOLDER / part], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return done.stdout
