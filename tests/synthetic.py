@@ -77,8 +77,10 @@ def texture(seed: int, depth: float, size: int) -> NDArray[np.uint8]:
     return (np.clip(picture, 0, 1) * 255).astype(np.uint8)
 
 
-def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "ok", words: str = "") -> Manifest:
-    """A record with plausible numbers that differ from channel to channel."""
+def manifest(
+    job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "ok", words: str = "", silent: bool = False
+) -> Manifest:
+    """A record with plausible numbers that differ from channel to channel; ``silent``: noise does not move it."""
     rng = np.random.default_rng(job.seed % 2**32)
     best = float(rng.gamma(4.0, 3.0)) if status == "ok" else 0.0
     points = np.linspace(0, 1, 48)
@@ -93,8 +95,8 @@ def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "
         attempts=1 if status == "ok" else 3,
         activation=Activation(
             start=0.02 * best, best=best, final=0.98 * best, robust=0.7 * best, robust_std=0.05 * best,
-            noise_mean=0.05 * best, noise_std=max(0.02 * best, 0.01),
-            normalized=float(rng.gamma(3.0, 8.0)) if best else 0.0,
+            noise_mean=0.0 if silent else 0.05 * best, noise_std=0.0 if silent else max(0.02 * best, 0.01),
+            normalized=float(rng.gamma(3.0, 8.0)) if best and not silent else 0.0,
         ),
         best_step=int(job.recipe.steps * rng.uniform(0.8, 1)),
         curve=Curve(
@@ -112,14 +114,16 @@ def manifest(job: Job, pictures: Sequence[NDArray[np.uint8]], *, status: str = "
     )  # fmt: skip
 
 
-def write_unit(store: Store, plan: Plan, unit: Unit, *, size: int = 32, status: str = "ok", words: str = "") -> None:
+def write_unit(
+    store: Store, plan: Plan, unit: Unit, *, size: int = 32, status: str = "ok", words: str = "", silent: bool = False
+) -> None:
     """One finished job, written in the order in which a worker writes it."""
     job = plan.job(unit)
     depth = plan.layers[unit.layer].index / max(1, len(plan.layers) - 1)
     pictures = [texture((job.seed + n) % 2**32, depth, size) for n in range(job.recipe.images)]
     if status == "dead":
         pictures = [np.full_like(picture, 128) for picture in pictures]
-    record = manifest(job, pictures, status=status, words=words)
+    record = manifest(job, pictures, status=status, words=words, silent=silent)
     for n, picture in enumerate(pictures[1:], start=1):
         store.put(keys.image(unit, n), encode_png(picture), content_type="image/png", immutable=True)
     png = encode_png(pictures[0], record)

@@ -52,7 +52,8 @@ class Activation(Record):
     #: Mean and standard deviation over a fixed held-out set of transforms of the chosen picture.
     robust: float
     robust_std: float
-    #: The same objective over seeded 1/f noise, and the chosen picture's distance from it in standard deviations.
+    #: The same objective over seeded 1/f noise, and the chosen picture's distance from it in standard deviations (0
+    #: where noise has no spread, which publish turns into "none").
     noise_mean: float
     noise_std: float
     normalized: float

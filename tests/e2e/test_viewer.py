@@ -128,7 +128,7 @@ def test_a_layer_draws_only_what_is_on_the_screen(visitor: Visitor) -> None:
     page.wait_for_selector(".grid .cell")
     assert 20 < page.locator(".grid .cell").count() < 200
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
-    page.wait_for_selector(".grid .cell[aria-label*='channel 299']")
+    page.wait_for_selector(".grid .cell[aria-label*=':299,']")
     assert page.locator(".grid .cell").count() < 200
 
 
@@ -136,14 +136,14 @@ def test_a_layer_draws_only_what_is_on_the_screen(visitor: Visitor) -> None:
 def test_cells_show_their_own_part_of_the_sheet(visitor: Visitor) -> None:
     page = visitor.go(f"#/{WIDE}/../".replace("/../", "?z=64"))
     page.wait_for_selector(".grid .cell")
-    style = page.locator(".grid .cell[aria-label*='channel 17,']").evaluate(
+    style = page.locator(".grid .cell[aria-label*=':17,']").evaluate(
         "a => [a.style.backgroundSize, a.style.backgroundPosition]"
     )
     assert style == ["1600% 1600%", "6.66667% 6.66667%"]  # column 1 and row 1 of 16
     page.locator(".grid .cell").first.focus()
     for _ in range(30):
         page.keyboard.press("ArrowDown")
-    last = page.locator(".grid .cell[aria-label*='channel 290,']").evaluate(
+    last = page.locator(".grid .cell[aria-label*=':290,']").evaluate(
         "a => [a.style.backgroundSize, a.style.backgroundPosition]"
     )
     assert last[0] == "1600% 300%"  # 44 channels are three lines
@@ -295,7 +295,7 @@ def test_arrows_walk_the_strips(visitor: Visitor) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     label = page.evaluate("document.activeElement.getAttribute('aria-label')")
-    assert label.startswith("block1.0.conv1 channel")
+    assert label.startswith("block1.0.conv1:")
     page.keyboard.press("ArrowUp")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")

@@ -34,14 +34,14 @@ def test_while_a_run_goes_on_new_pictures_appear(tmp_path: Path, visit: Callable
     visitor.page.clock.install()
     page = visitor.go("#/")
     assert page.locator(".strips .cell[data-state=missing]").count() == 1
-    assert visitor.texts(".live") == ["rendering now"]
+    assert visitor.texts(".live") == ["rendering now, 91 %"]
     page = visitor.go("#/conv1")
     page.wait_for_selector(".cell[data-state=missing]")
     page.locator(".grid .cell").nth(5).focus()
     synthetic.write_unit(store, plan, late, size=24)
     publish(store)
     page.clock.run_for(11_000)
-    page.wait_for_selector(".grid .cell[aria-label*='channel 3,'][data-state=ok]")
+    page.wait_for_selector(".grid .cell[aria-label*=':3,'][data-state=ok]")
     assert page.locator(".cell[data-state=missing]").count() == 0 and visitor.complaints == []
     # And whoever walks the grid by keyboard has not lost the place
     page.wait_for_function("() => document.activeElement.unit && document.activeElement.unit.channel === 5")

@@ -122,7 +122,9 @@ def _row(layer: Mapping[str, Any], variant: str, links: Mapping[str, str]) -> st
             f' alt="{count} channels of {escape(name)}">'
         )
     note = f"{escape(layer['kind'])}, {group['done']:,} of {layer['total']:,} channels"
-    return f'<section><h2>{escape(name)}</h2><p class="note">{note}</p><div class="strip">{picture}</div></section>\n'
+    # It scrolls, so that a keyboard must reach it
+    strip = f'<div class="strip" role="group" aria-label="{escape(name)}" tabindex="0">{picture}</div>'
+    return f'<section><h2>{escape(name)}</h2><p class="note">{note}</p>{strip}</section>\n'
 
 
 _TEMPLATE = """<!doctype html>

@@ -13,7 +13,7 @@ from feature_atlas.manifest import Manifest
 from feature_atlas.spec import Name, Record, Sha256
 
 #: Raised when the derived files change: everything is then built anew.
-PUBLISHER = 1
+PUBLISHER = 2
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,2})$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
@@ -150,6 +150,8 @@ def row_of(manifest: Manifest, sha256: tuple[str, ...], sizes: tuple[int, ...], 
         name: short(getattr(a, name)) if a else None
         for name in ("start", "best", "final", "robust", "robust_std", "noise_mean", "noise_std", "normalized")
     }
+    if a and not a.noise_std:  # noise without a spread: there is no such distance
+        numbers["normalized"] = None
     picture: dict[str, Any] = {
         name: short(getattr(p, name)) for name in ("hue", "saturation", "contrast", "high_frequency", "clipped")
     }

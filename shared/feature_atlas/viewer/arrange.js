@@ -7,6 +7,12 @@ const ZOOMS = [
   ["full", "full", "the pictures themselves"],
 ];
 
+/** A file that holds the pictures holds but some of their sizes. */
+function zooms() {
+  const masters = !embedded || Object.keys(embedded.links).some((key) => key.startsWith("images/"));
+  return ZOOMS.filter(([value]) => (value === "full" ? masters : value <= 2 * SHEETS[SHEETS.length - 1]));
+}
+
 class Arrange {
   /** ``units``: all there are, for the histogram and the counts. */
   constructor(options, units, change) {
@@ -59,8 +65,12 @@ class Arrange {
       measure === "channel" || measure === "likeness" ? "" : this.range(measure),
       this.states(),
       h("span", { class: "push" }),
-      this.told,
-      choices("zoom", ZOOMS, String(zoomOf(this.options, this.units.length)), (z) => this.change({ z })),
+      h(
+        "span",
+        { class: "field" },
+        this.told,
+        choices("zoom", zooms(), String(zoomOf(this.options, this.units.length)), (z) => this.change({ z })),
+      ),
     );
     if (inside && focus)
       for (const node of this.element.querySelectorAll("[aria-label]"))
@@ -84,9 +94,8 @@ class Arrange {
     if (told.empty || told.least === told.greatest) return "";
     const filter = parseFilter(this.options.f);
     const mine = filter && filter.measure === measure ? filter : { least: -Infinity, greatest: Infinity };
-    const span = told.greatest - told.least;
-    const toSlider = (value) => Math.round(((clamp(value, told.least, told.greatest) - told.least) / span) * 1000);
-    const fromSlider = (n) => told.least + (n / 1000) * span;
+    const toSlider = (value) => Math.round(told.scale.place(clamp(value, told.least, told.greatest)) * 1000);
+    const fromSlider = (n) => told.scale.value(n / 1000);
     const label = h("span", { class: "note ends" });
     const frame = h("div", { class: "bars" });
     const slider = (name, value) =>
@@ -127,12 +136,12 @@ const FEW = 100;
 
 /** The zoom that the options ask for; where they leave it open, a few units are shown large. */
 function zoomOf(options, units) {
-  if (ZOOMS.some(([value]) => value === options.z)) return options.z === "full" ? "full" : Number(options.z);
+  if (zooms().some(([value]) => value === options.z)) return options.z === "full" ? "full" : Number(options.z);
   return units <= FEW && wide() ? 128 : 64;
 }
 
 /** The options for the next step of zoom, in or out. */
 function zoomed(page, step) {
-  const all = ZOOMS.map(([value]) => value);
+  const all = zooms().map(([value]) => value);
   return { z: all[clamp(all.indexOf(String(page.grid.zoom)) + step, 0, all.length - 1)] };
 }

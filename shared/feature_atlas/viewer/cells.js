@@ -46,10 +46,11 @@ function showOn(node, unit, px, full = false) {
 
 const WORDS = { dead: "dead: nothing excites it", nan: "not finite", failed: "failed", missing: "not rendered yet" };
 
-/** For screen readers and titles. */
+/** For screen readers and titles; begins as the unit is called on the screen, so that it can be spoken to. */
 function describe(unit) {
-  const told = unit.state === "ok" ? `activation ${brief(unit.value("normalized"))}` : unit.trouble;
-  return `${unit.layer} channel ${unit.channel}${unit.variant === "channel" ? "" : `, ${unit.variant}`}, ${told}`;
+  if (unit.state !== "ok") return `${unit.name}, ${unit.trouble}`;
+  const distance = unit.value("normalized");
+  return `${unit.name}, ${distance === null ? `raw activation ${brief(unit.value("best"))}` : `activation ${brief(distance)}`}`;
 }
 
 /** A unit as a link. */

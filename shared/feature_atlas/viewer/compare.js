@@ -43,7 +43,7 @@ class ListPage {
       ),
       this.grid.element,
     );
-    this.grid.show(units, units.length <= 24 && wide() ? "full" : zoomOf(options, units.length));
+    this.grid.show(units, units.length > 24 ? zoomOf(options, units.length) : wide() ? "full" : 128);
   }
   static async open(app, options) {
     return new ListPage(app, options, await unitsNamed(app.atlas, options.u));
@@ -58,6 +58,12 @@ class ListPage {
       },
     };
   }
+}
+
+/** Which of two atlases: where it is, and what it is of where that is another network. */
+function whence(app, atlas) {
+  if (!atlas.base) return "this atlas";
+  return atlas.about.title === app.atlas.about.title ? atlas.base : `${atlas.base}, ${atlas.about.title}`;
 }
 
 class ComparePage {
@@ -114,7 +120,7 @@ class ComparePage {
                     [],
                   ),
                   h("span", { class: "mono" }, unit.name),
-                  atlas.base ? h("span", { class: "note" }, `${atlas.about.title}, ${atlas.base}`) : "",
+                  options.b ? h("span", { class: "note" }, whence(app, atlas)) : "",
                 ),
               ),
             ),
@@ -131,7 +137,7 @@ class ComparePage {
                   { scope: "row", title: MEASURES[name] ? MEASURES[name][2] : "" },
                   MEASURES[name] ? MEASURES[name][0] : name,
                 ),
-                columns.map(({ unit }) => h("td", {}, brief(unit.value(name)))),
+                columns.map(({ unit }) => h("td", { title: lack(unit, name) }, brief(unit.value(name)))),
               ),
             ),
             h(

@@ -39,6 +39,9 @@ function channelsOf(text) {
   return numbers;
 }
 
+/** A unit as people write it: "conv1:3", "conv1:3@negative". */
+const unitName = (layer, channel, variant) => `${layer}:${channel}${variant === "channel" ? "" : `@${variant}`}`;
+
 const pad5 = (channel) => String(channel).padStart(5, "0");
 const STATES = { o: "ok", d: "dead", n: "nan" };
 
@@ -95,7 +98,7 @@ class Unit {
     return `${this.layer}:${this.channel}`;
   }
   get name() {
-    return this.address + (this.variant === "channel" ? "" : `@${this.variant}`);
+    return unitName(this.layer, this.channel, this.variant);
   }
   value(column) {
     const values = this.group.raw[column];
@@ -146,7 +149,17 @@ class Atlas {
     this.layers = this.about.layers;
     this.byName = new Map(this.layers.map((entry) => [entry.name, entry]));
     this.variants = Object.keys(this.about.variants);
+    this.began = this.began || { done: this.about.counts.done, at: Date.now() };
     return this;
+  }
+  /** How a run goes on, in words: its share and, once this page has seen progress, the time left. */
+  progress() {
+    const { done, planned, failed } = this.about.counts;
+    const rate = (done - this.began.done) / (Date.now() - this.began.at);
+    const minutes = Math.ceil((planned - done - failed) / rate / 60000);
+    const left = minutes < 90 ? `${minutes} min` : `${Math.round(minutes / 60)} h`;
+    const share = Math.floor((100 * done) / (planned || 1));
+    return `rendering now, ${share} %${rate > 0 ? `, about ${left} left` : ""}`;
   }
   /** All variants of a layer: name -> Group. */
   layer(name) {

@@ -38,6 +38,7 @@ function numberFacts(unit, detail) {
   const kept = best && robust !== null ? Math.round((robust / best) * 100) : null;
   const steps = unit.atlas.about.variants[unit.variant].fields.steps;
   const answers = value("answers");
+  const none = lack(unit, "normalized");
   return [
     h(
       "section",
@@ -45,8 +46,9 @@ function numberFacts(unit, detail) {
       h(
         "p",
         { class: "headline" },
-        h("b", {}, brief(value("normalized"))),
-        h("span", { class: "note" }, "standard deviations over noise"),
+        h("b", { title: none }, brief(value("normalized"))),
+        h("span", { class: "note", title: none }, "standard deviations over noise"),
+        none && h("span", { class: "unseen" }, none),
       ),
       standing(unit),
       detail && detail.curve
@@ -98,8 +100,12 @@ function numberFacts(unit, detail) {
             ),
         fact(
           "colour",
-          h("span", { class: "swatch", style: { background: `hsl(${Number(value("hue"))} 75% 58%)` } }),
-          `hue ${Math.round(value("hue"))}°`,
+          value("saturation") < 0.005
+            ? "grey"
+            : [
+                h("span", { class: "swatch", style: { background: `hsl(${Number(value("hue"))} 75% 58%)` } }),
+                `hue ${Math.round(value("hue"))}°`,
+              ],
         ),
         fact("sharpness", `${brief(value("high_frequency") * 100)} % above ¼ cycle per pixel`),
         fact("contrast", brief(value("contrast"))),

@@ -44,7 +44,10 @@ function paintState(pen, state, x, y, size, paint) {
       pen.moveTo(x + Math.max(0, k - size), y + Math.min(size, k));
       pen.lineTo(x + Math.min(size, k), y + Math.max(0, k - size));
     }
-  else if (state !== "missing") pen.arc(x + size / 2, y + size / 2, size / 6, 0, 7);
+  else if (state !== "missing") {
+    pen.arc(x + size / 2, y + size / 2, size / 6, 0, 7);
+    pen.fill();
+  }
   pen.stroke();
 }
 

@@ -26,6 +26,16 @@ function brief(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+const SPREADLESS =
+  "noise gives this channel one and the same activation: without a spread there is no distance in standard deviations";
+
+/** Why a finished unit lacks a number; nothing where it has it. */
+function lack(unit, measure) {
+  if (unit.row < 0 || unit.value(measure) !== null) return undefined;
+  if (unit.value("best") === null) return "the activation is not finite";
+  return measure === "normalized" || measure === "gain" ? SPREADLESS : undefined;
+}
+
 function valueOf(unit, measure) {
   if (measure === "channel" || measure === "likeness") return unit.channel;
   return unit.value(measure);
@@ -34,7 +44,10 @@ function valueOf(unit, measure) {
 /** Whether a smaller number means "more" under this variant: a minimised channel's strongest is the least. */
 const signOf = (unit) => unit.atlas.about.variants[unit.variant].fields.sign;
 
-/** Sorted copy of units; "key" ascending, "-key" descending; those without the number come last. */
+/**
+ * Sorted copy of units; "key" ascending, "-key" descending; those without the number come last, and after the greatest
+ * activation the living ones without a number before the dead.
+ */
 function sorted(units, sort) {
   const down = sort.startsWith("-");
   const measure = sort.replace(/^-/, "");
@@ -44,13 +57,11 @@ function sorted(units, sort) {
   const signed = ["normalized", "best", "robust"].includes(measure);
   const keyed = units.map((unit) => {
     const value = valueOf(unit, measure);
-    return [unit, value === null ? null : value * (signed ? signOf(unit) : 1)];
+    const last = signed && down && unit.state !== "ok" ? 2 : value === null ? 1 : 0;
+    return [unit, last, value === null ? 0 : value * (signed ? signOf(unit) : 1)];
   });
   const way = down ? -1 : 1;
-  keyed.sort((a, b) => {
-    if (a[1] === null || b[1] === null) return (a[1] === null) - (b[1] === null);
-    return way * (a[1] - b[1]);
-  });
+  keyed.sort((a, b) => a[1] - b[1] || way * (a[2] - b[2]));
   return keyed.map(([unit]) => unit);
 }
 
@@ -84,31 +95,51 @@ function filtered(units, filter, state) {
 const arranged = (units, options) =>
   sorted(filtered(units, parseFilter(options.f), options.s), options.sort || "channel");
 
-/** Bar heights of a histogram: {least, greatest, bars}. */
+/**
+ * Where a value stands between the least (0) and the greatest (1), and back.  Where a few values dwarf all others it
+ * goes by logarithm: one bar would otherwise hold nearly everything.
+ */
+function scaleOf(numbers) {
+  const ordered = Float64Array.from(numbers).sort();
+  const least = ordered[0],
+    span = ordered[ordered.length - 1] - least || 1;
+  const middle = ordered[ordered.length >> 1] - least;
+  if (middle > 0.08 * span) {
+    return { place: (value) => (value - least) / span, value: (place) => least + place * span };
+  }
+  const unit = middle || span / 1000;
+  const whole = Math.log1p(span / unit);
+  return {
+    place: (value) => Math.log1p((value - least) / unit) / whole,
+    value: (place) => least + unit * Math.expm1(place * whole),
+  };
+}
+
+/** Bar heights of a histogram: {least, greatest, scale, bars}. */
 function histogram(values, bars = 48) {
   const numbers = values.filter((value) => value !== null);
+  const scale = scaleOf(numbers);
+  const heights = new Array(bars).fill(0);
   let least = Infinity,
     greatest = -Infinity;
   for (const value of numbers) {
     least = Math.min(least, value);
     greatest = Math.max(greatest, value);
+    heights[clamp(Math.floor(scale.place(value) * bars), 0, bars - 1)]++;
   }
-  const heights = new Array(bars).fill(0);
-  const width = (greatest - least) / bars || 1;
-  for (const value of numbers) heights[Math.min(bars - 1, Math.floor((value - least) / width))]++;
-  return { least, greatest, bars: heights, empty: !numbers.length };
+  return { least, greatest, scale, bars: heights, empty: !numbers.length };
 }
 
 /** A histogram as a picture; ``mark`` is drawn as a line. */
 function histogramPicture(told, { width = 200, height = 36, mark = null, from = null, to = null } = {}) {
   const top = Math.max(...told.bars, 1);
   const step = width / told.bars.length;
-  const place = (value) => ((value - told.least) / (told.greatest - told.least || 1)) * width;
+  const place = (value) => told.scale.place(value) * width;
   return svg(
     "svg",
     { class: "histogram", viewBox: `0 0 ${width} ${height}`, preserveAspectRatio: "none", "aria-hidden": "true" },
     told.bars.map((bar, n) => {
-      const middle = told.least + ((n + 0.5) / told.bars.length) * (told.greatest - told.least);
+      const middle = told.scale.value((n + 0.5) / told.bars.length);
       const out = (from !== null && middle < from) || (to !== null && middle > to);
       const tall = bar ? Math.max(1.5, (bar / top) * (height - 2)) : 0;
       return svg("rect", {

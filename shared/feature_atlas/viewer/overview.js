@@ -89,7 +89,7 @@ class Overview {
         "p",
         { class: "facts" },
         facts.map(([strong, rest]) => h("span", {}, h("b", {}, strong), rest && ` ${rest}`)),
-        this.app.atlas.live ? h("span", { class: "live" }, "rendering now") : "",
+        this.app.atlas.live ? h("span", { class: "live" }, this.app.atlas.progress()) : "",
       ),
       h(
         "div",
@@ -131,7 +131,7 @@ class Overview {
       h(
         "p",
         { class: "note" },
-        notes.join(" · "),
+        notes.map((note, k) => [h("span", { class: "whole" }, k + 1 < notes.length ? `${note} ·` : note), " "]),
         told && told.done < planned ? h("span", { class: "progress", style: { "--share": told.done / planned } }) : "",
       ),
       pictures,
@@ -150,7 +150,7 @@ class Overview {
         {
           class: "cell",
           href: this.app.unitPath(entry.name, channel, carry),
-          "aria-label": `${entry.name} channel ${channel}`,
+          "aria-label": unitName(entry.name, channel, this.variant),
           tabindex: n ? -1 : undefined,
           style: {
             "background-size": `${many * 100}% 100%`,
