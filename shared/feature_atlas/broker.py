@@ -107,7 +107,7 @@ def doubts(client: redis.Redis, url: str) -> Iterator[str]:
             " set noeviction"
         )
     if abs(skew) > 5:
-        yield f"this machine's clock is {skew:+.0f} s off the broker's, so leases go wrong: synchronise both (NTP)"
+        yield wrong_clock(skew)
 
 
 def trouble() -> tuple[type[Exception], ...]:
@@ -139,11 +139,25 @@ def _tls(url: str) -> str:
     return ", and does it speak TLS (rediss)" if url.startswith("rediss") else ", and without TLS (redis, not rediss)"
 
 
-def clock_skew(client: redis.Redis) -> float:
-    """Seconds by which this machine's clock is ahead of the broker's."""
-    before = time.time()
+def now(client: redis.Redis) -> float:
+    """The broker's clock, in seconds since 1970: the one by which leases and signs of life are told.  RedisError."""
     seconds, micros = client.time()
-    return (before + time.time()) / 2 - (seconds + micros / 1e6)
+    return seconds + micros / 1e6
+
+
+def clock_skew(client: redis.Redis) -> float:
+    """Seconds by which this machine's clock is ahead of the broker's.  Raises RedisError."""
+    before = time.time()
+    broker = now(client)
+    return (before + time.time()) / 2 - broker
+
+
+def wrong_clock(ahead: float) -> str:
+    """The sentence for a machine whose clock differs from the broker's by so many seconds."""
+    return (
+        f"this machine's clock is {ahead:+.0f} s off the broker's: leases go by the broker's, but a store refuses"
+        " whoever is 15 minutes off, so synchronise it (NTP)"
+    )
 
 
 def for_redis(url: str) -> str:

@@ -44,8 +44,9 @@ class Beat(BaseModel):
     rate: float = 0.0
     #: Why it waits or refuses jobs.
     note: str = ""
-    #: Seconds since 1970.
+    #: Seconds since 1970, by the worker's clock.
     started: float = 0.0
+    #: Seconds since 1970: in the broker by the broker's clock, once :func:`workers` has read it by this machine's.
     at: float = 0.0
 
     @property
@@ -137,12 +138,15 @@ def read(client: redis.Redis, atlas: str) -> QueueStatus:
 
 def workers(client: redis.Redis) -> tuple[Beat, ...]:
     """Every worker heard of within a day; forgets the others."""
-    found = []
+    from feature_atlas.broker import clock_skew
+
+    found, ahead = [], clock_skew(client)
     for name, text in cast("dict[bytes, bytes]", client.hgetall(WORKERS)).items():
         try:
             beat = Beat.model_validate_json(text)
         except ValidationError:  # of another release
             continue
+        beat = beat.model_copy(update={"at": beat.at + ahead})
         if time.time() - beat.at > FORGOTTEN:
             client.hdel(WORKERS, name)
         else:

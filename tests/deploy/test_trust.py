@@ -22,18 +22,19 @@ POLICIES = ROOT / "deploy/s3"
 UNIT = Unit("channel", "conv", 3)
 PLAN, WEIGHTS = "plans/0123456789abcdef.json", "weights/" + "0" * 64 + ".safetensors"
 SHEET = "sheets/64/channel/conv/000.webp"
+KEYS = (keys.ATLAS, PLAN, WEIGHTS, SHEET, keys.image(UNIT), keys.error(UNIT), keys.initial(UNIT))
 #: (role, verb, key) that its policy allows; every other of these is refused.
 ALLOWED = {
     ("worker", "get", keys.ATLAS), ("worker", "get", PLAN), ("worker", "get", WEIGHTS), ("worker", "get", SHEET),
     ("worker", "get", keys.image(UNIT)), ("worker", "get", keys.error(UNIT)), ("worker", "put", keys.image(UNIT)),
+    ("worker", "put", keys.initial(UNIT)), ("worker", "get", keys.initial(UNIT)),
     ("worker", "put", keys.manifest(UNIT)), ("worker", "put", keys.dead(UNIT)), ("worker", "put", keys.error(UNIT)),
     ("worker", "put", keys.probe("w")), ("worker", "delete", keys.error(UNIT)), ("worker", "delete", keys.probe("w")),
-    *(("producer", "get", key) for key in (keys.ATLAS, PLAN, WEIGHTS, SHEET, keys.image(UNIT), keys.error(UNIT))),
+    *(("producer", "get", key) for key in KEYS),
     *(("producer", "put", key) for key in (keys.ATLAS, PLAN, WEIGHTS, SHEET, keys.error(UNIT))),
     ("producer", "delete", keys.error(UNIT)), ("producer", "delete", SHEET),
-    *(("reader", "get", key) for key in (keys.ATLAS, PLAN, SHEET, keys.image(UNIT))),
+    *(("reader", "get", key) for key in (keys.ATLAS, PLAN, SHEET, keys.image(UNIT), keys.initial(UNIT))),
 }  # fmt: skip
-KEYS = (keys.ATLAS, PLAN, WEIGHTS, SHEET, keys.image(UNIT), keys.error(UNIT))
 ROLES = ("worker", "producer", "reader")
 TRIED = {
     *((role, verb, key) for role in ROLES for verb in ("get", "put", "delete") for key in KEYS),

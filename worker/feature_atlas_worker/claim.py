@@ -42,24 +42,34 @@ _PAUSE = 2.0
 
 # Takes messages from the front while they are of the group: at least ARGV[1], at most ARGV[2], and in between a share
 # 1/ARGV[3] of what waits, so that the last ones are spread over all workers.
-# KEYS queue, unacked, unacked_index   ARGV least, most, shares, now, group, longest
+# KEYS queue, unacked, unacked_index   ARGV least, most, shares, group, longest
 _CLAIM = """
+local now = redis.call('TIME')
+now = now[1] + now[2] / 1000000
 local share = math.floor(redis.call('LLEN', KEYS[1]) / tonumber(ARGV[3]))
 local count = math.max(tonumber(ARGV[1]), math.min(tonumber(ARGV[2]), share))
 local out = {}
 while #out < count do
   local m = redis.call('LINDEX', KEYS[1], -1)
-  if not m or #m > tonumber(ARGV[6]) then break end
+  if not m or #m > tonumber(ARGV[5]) then break end
   local ok, d = pcall(cjson.decode, m)
-  if not ok or type(d) ~= 'table' or type(d.headers) ~= 'table' or d.headers.g ~= ARGV[5] then break end
+  if not ok or type(d) ~= 'table' or type(d.headers) ~= 'table' or d.headers.g ~= ARGV[4] then break end
   local tag = type(d.properties) == 'table' and d.properties.delivery_tag
   if type(tag) ~= 'string' then break end
   redis.call('RPOP', KEYS[1])
   redis.call('HSET', KEYS[2], tag, '[' .. m .. ',"",' .. cjson.encode(KEYS[1]) .. ']')
-  redis.call('ZADD', KEYS[3], ARGV[4], tag)
+  redis.call('ZADD', KEYS[3], now, tag)
   out[#out + 1] = m
 end
 return out
+"""
+
+# By the broker's clock: a worker whose own is wrong would make its leases look over, or never over.
+# KEYS unacked_index   ARGV tag ...
+_RENEW = """
+local now = redis.call('TIME')
+now = now[1] + now[2] / 1000000
+for i = 1, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i]) end
 """
 
 # Moves messages back to where the next worker finds them; those that are no longer ours stay where they are.
@@ -86,6 +96,7 @@ class Hand:
     def __init__(self, client: redis.Redis) -> None:
         self.client = client
         self._claim = client.register_script(_CLAIM)
+        self._renew = client.register_script(_RENEW)
         self._return = client.register_script(_RETURN)
         self._held: dict[str, Message] = {}
         #: Done and in the store, but the broker does not know yet.
@@ -111,7 +122,7 @@ class Hand:
         """Takes waiting siblings, at least ``least`` if there are as many; none where the broker fails."""
         try:
             raws = cast("list[bytes]", self._claim(
-                keys=[QUEUE, UNACKED, UNACKED_INDEX], args=[least, most, shares, time.time(), group, LONGEST],
+                keys=[QUEUE, UNACKED, UNACKED_INDEX], args=[least, most, shares, group, LONGEST],
             ))  # fmt: skip
         except RedisError as error:
             log.warning("no siblings were claimed: %s", error)
@@ -135,7 +146,7 @@ class Hand:
         held = self.messages()
         with self.client.pipeline() as pipe:
             if held:
-                pipe.zadd(UNACKED_INDEX, dict.fromkeys([message.tag for message in held], time.time()), xx=True)
+                self._renew(keys=[UNACKED_INDEX], args=[message.tag for message in held], client=pipe)
                 said = [held[0].order.group, [message.order.channel for message in held]]
                 pipe.set(hand_key(worker), json.dumps(said), ex=max(1, round(seconds)))
             else:

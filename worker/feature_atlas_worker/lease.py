@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, cast
 from redis import RedisError
 
 from feature_atlas import monitor
+from feature_atlas.broker import clock_skew, wrong_clock
 from feature_atlas.errors import AtlasError, BrokerError, RequestError
 from feature_atlas.messages import ATLASES, FLAGS, QUEUE, WORKERS, Flag, rest_key
 from feature_atlas.queue import Template
@@ -27,6 +28,8 @@ log = logging.getLogger(__name__)
 BROKEN = 70
 #: Seconds for which a complete atlas is left alone.
 _LONG_REST = 3600
+#: Seconds by which a clock may be wrong and nobody cares.
+_SKEW = 30.0
 
 
 class Lease:
@@ -43,7 +46,7 @@ class Lease:
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._search: threading.Thread | None = None
-        self._troubled = False
+        self._troubled = self._skewed = False
         #: What the broker said of the atlases; those that are gone; and when to look for others.
         self._described: dict[str, bytes] = {}
         self._gone: set[str] = set()
@@ -81,13 +84,25 @@ class Lease:
             self._break_off()
         child.hand.renew(child.beat.worker, child.settings.visibility_timeout)
         child.hand.tell()
-        child.client.hset(WORKERS, child.beat.worker, child.beat_now().model_dump_json())
+        ahead = clock_skew(child.client)
+        self._say_clock(ahead)
+        beat = child.beat_now()
+        beat = beat.model_copy(update={"at": beat.at - ahead})  # by the broker's clock, as all others
+        child.client.hset(WORKERS, child.beat.worker, beat.model_dump_json())
         flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))
         self.flags = {url.decode(): cast("Flag", value.decode()) for url, value in flags.items()}
         self._learn()
         child.pulse.note = "\n".join(sorted(child.served))
         self.workers = max(1, sum(beat.alive for beat in monitor.workers(child.client)))
         self._search_if_idle()
+
+    def _say_clock(self, ahead: float) -> None:
+        """Says once that this machine's clock is wrong, and once that it is right again."""
+        if abs(ahead) > _SKEW and not self._skewed:
+            log.warning("%s", wrong_clock(ahead))
+        elif self._skewed and abs(ahead) <= _SKEW:
+            log.info("this machine's clock is right again")
+        self._skewed = abs(ahead) > _SKEW
 
     def _learn(self) -> None:
         """Takes note of the atlases that the broker knows, and reminds it of those that it has forgotten."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from redis import RedisError
 
+from feature_atlas.broker import now
 from feature_atlas.messages import MALFORMED, QUEUE, UNACKED, UNACKED_INDEX
 from feature_atlas.monitor import workers
 from feature_atlas_worker import phases
@@ -84,7 +85,7 @@ class QueueCollector(Collector):
             waiting, in_hand = self.client.llen(QUEUE), self.client.hlen(UNACKED)
             oldest = self.client.zrange(UNACKED_INDEX, 0, 0, withscores=True)
             alive = sum(beat.alive for beat in workers(self.client))
-            malformed = self.client.hlen(MALFORMED)
+            malformed, at = self.client.hlen(MALFORMED), now(self.client)
         except (RedisError, OSError):
             yield _gauge("broker_up", "Whether the broker answers", 0)
             return
@@ -93,7 +94,7 @@ class QueueCollector(Collector):
         jobs.add_metric(["waiting"], waiting)
         jobs.add_metric(["in_hand"], in_hand)
         yield jobs
-        age = max(0.0, time.time() - float(oldest[0][1])) if oldest else 0.0
+        age = max(0.0, at - float(oldest[0][1])) if oldest else 0.0
         yield _gauge("oldest_lease_seconds", "Since the last sign of life of whoever has the oldest job in hand", age)
         yield _gauge("workers", "Workers heard of lately", alive)
         yield _gauge("malformed_messages", "Messages that nobody could use, put aside", malformed)

@@ -1,4 +1,4 @@
-"""kombu's Redis transport with two holes closed: acks that fail, and messages that nobody can read."""
+"""kombu's Redis transport, three holes closed: acks that fail, clocks that differ, messages that nobody can read."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.transport.virtual import QoS as VirtualQoS
 
+from feature_atlas.broker import clock_skew
 from feature_atlas.messages import MALFORMED, QUEUE, MalformedMessage, parse
 from feature_atlas.monitor import MOST_MALFORMED, put_aside
 
@@ -28,13 +29,44 @@ end
 return #ARGV
 """
 
+# Notes down a message in hand.
+# KEYS unacked, unacked_index   ARGV tag, [message, exchange, routing key]
+_APPEND = """
+local now = redis.call('TIME')
+redis.call('ZADD', KEYS[2], now[1] + now[2] / 1000000, ARGV[1])
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
+
 
 class SafeQoS(redis.QoS):  # type: ignore[misc]
-    """Frees the prefetch slot even where the ack cannot be delivered.
+    """Frees the prefetch slot even where the ack cannot be delivered, and tells leases by the broker's clock.
 
     kombu logs the failure and keeps the slot, so that the worker never consumes again.  At worst the message comes
-    once more, and its job is found done.
+    once more, and its job is found done.  By each machine's own clock, as in kombu, a worker that is ahead would take
+    what others hold, and one that is behind would lose what it holds.
     """
+
+    #: Seconds by which this machine's clock is ahead of the broker's.
+    ahead = 0.0
+
+    @property
+    def visibility_timeout(self) -> float:
+        """Seconds without renewal after which kombu, which subtracts it from this machine's time, delivers again."""
+        return float(self.channel.visibility_timeout) + self.ahead
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Notes down a message that was taken."""
+        info = message.delivery_info
+        kept = json.dumps([message._raw, info["exchange"], info["routing_key"]])
+        with self.channel.conn_or_acquire() as client:
+            client.eval(_APPEND, 2, self.unacked_key, self.unacked_index_key, delivery_tag, kept)
+        VirtualQoS.append(self, message, delivery_tag)
+
+    def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
+        """Delivers again what nobody renews."""
+        with self.channel.conn_or_acquire() as client:
+            self.ahead = clock_skew(client)
+        super().restore_visible(start, num, interval)
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledges, four times if need be."""
