@@ -6,6 +6,7 @@ Any Redis or Valkey from 6.2.  URLs: ``redis://[user:password@]host:port/db``, `
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 import time
@@ -39,11 +40,17 @@ def connect(url: str, *, timeout: float = 5.0) -> redis.Redis:
     try:
         check(client, url)
         for sentence in doubts(client, url):
-            log.warning("%s", sentence)
+            _warn(sentence)
     except BaseException:
         client.close()
         raise
     return client
+
+
+@functools.cache
+def _warn(sentence: str) -> None:
+    """Once, however often a command connects."""
+    log.warning("%s", sentence)
 
 
 def examine(url: str) -> Iterator[tuple[Literal["ok", "warn", "fail"], str, str]]:

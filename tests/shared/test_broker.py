@@ -115,7 +115,8 @@ def test_a_broker_that_may_throw_messages_away_is_used_with_a_warning(
         try:
             with caplog.at_level(logging.WARNING):
                 connect(valkey.url).close()
-            assert "set noeviction" in caplog.text
+                connect(valkey.url).close()
+            assert caplog.text.count("set noeviction") == 1
             assert [level for level, _, _ in examine(valkey.url)] == ["ok", "warn"]
         finally:
             client.config_set("maxmemory-policy", "noeviction")

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from feature_atlas.errors import DeviceError, RequestError
-from feature_atlas_worker import supervise
-from feature_atlas_worker.supervise import Supervisor, gpus
+from feature_atlas_worker import supervise, visible
+from feature_atlas_worker.supervise import Supervisor
+from feature_atlas_worker.visible import check_device, gpus
 from tests.e2e.farm import is_over
 from tests.servers import wait_until
 
@@ -117,3 +118,18 @@ def test_what_is_visible_is_respected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
     with pytest.raises(DeviceError, match="no GPU is visible"):
         gpus("all")
+
+
+def test_a_gpu_that_is_not_here_is_refused_with_those_that_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_device("auto"), check_device("cpu")
+    with pytest.raises(RequestError, match="auto, cpu, cuda or cuda:N"):
+        check_device("tpu")
+    with pytest.raises(DeviceError, match=r"no device 'cuda:99': torch .* sees .* here"):
+        check_device("cuda:99")
+    monkeypatch.setattr(visible, "_LOOK", "print('torch 2'); print('cuda:0 (NVIDIA H100)')")
+    check_device("cuda"), check_device("cuda:0")
+    with pytest.raises(DeviceError, match=r"sees cuda:0 \(NVIDIA H100\) here"):
+        check_device("cuda:1")
+    monkeypatch.setattr(visible, "_LOOK", "raise RuntimeError('the driver is too old')")
+    with pytest.raises(DeviceError, match="the driver is too old"):
+        check_device("cuda")

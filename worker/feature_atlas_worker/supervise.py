@@ -16,8 +16,6 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from feature_atlas.errors import DeviceError, RequestError
-
 log = logging.getLogger(__name__)
 
 #: Seconds: a worker that ran for less waits before its next start, twice as long each time up to the longest.
@@ -146,40 +144,6 @@ class Supervisor:
                     _kill_group(member.process.pid)
                 else:
                     member.process.send_signal(number)
-
-
-def gpus(text: str) -> list[str]:
-    """The GPUs that ``all`` or ``0,2`` means, without touching any: as CUDA_VISIBLE_DEVICES names them.
-
-    Raises:
-        RequestError: neither.
-        DeviceError: there are none.
-    """
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        there = [part.strip() for part in visible.split(",") if part.strip() and part.strip() != "-1"]
-    else:
-        there = [str(i) for i in range(_count())]
-    if text == "all":
-        chosen = there
-    else:
-        try:
-            chosen = [there[int(part)] for part in text.split(",")]
-        except ValueError:
-            raise RequestError(f"--gpus {text!r}: say all, or numbers such as 0,2") from None
-        except IndexError:
-            raise DeviceError(f"--gpus {text!r}: this machine has {len(there)} GPUs") from None
-    if not chosen:
-        raise DeviceError("--gpus: no GPU is visible here (nvidia-smi -L lists none); leave it out to use the CPU")
-    return chosen
-
-
-def _count() -> int:
-    try:
-        done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return sum(line.startswith("GPU ") for line in done.stdout.splitlines())
 
 
 def _kill_group(pid: int) -> None:

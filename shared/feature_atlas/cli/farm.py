@@ -140,12 +140,15 @@ def run_worker(args: argparse.Namespace) -> int:
             " or set FEATURE_ATLAS_ALLOWED_STORES"
         )
     from feature_atlas.broker import connect
-    from feature_atlas_worker.supervise import Supervisor, gpus
+    from feature_atlas_worker.supervise import Supervisor
+    from feature_atlas_worker.visible import check_device, gpus
 
     _need("torch")
     connect(settings.broker).close()
     environ = worker_environ(settings, allowed)
     devices = gpus(args.gpus) if args.gpus else []
+    if not devices:
+        check_device(settings.device)
     pid = os.getpid()  # two supervisors on one machine have workers of different names
     environs = {
         f"gpu{gpu}-{pid}": {**environ, "CUDA_VISIBLE_DEVICES": gpu, "FEATURE_ATLAS_DEVICE": "cuda"} for gpu in devices
@@ -168,10 +171,11 @@ def run_up(args: argparse.Namespace) -> int:
         selection.check_nothing_chosen(args)
     _need("torch")
     from feature_atlas.atlas import Atlas
-    from feature_atlas.cli.up import Up
+    from feature_atlas.cli.up import Up, gpus_of
 
+    gpus = gpus_of(settings.device)  # before anything is written
     atlases = [selection.grow(request) for request in wanted] or [Atlas.open(args.url)]
-    return Up(atlases, settings, workers=args.workers, publish=not args.no_publish, as_json=args.json).run()
+    return Up(atlases, settings, gpus, workers=args.workers, publish=not args.no_publish, as_json=args.json).run()
 
 
 def run_steer(args: argparse.Namespace) -> int:

@@ -29,10 +29,11 @@ class Up:
     """Renders atlases with workers of its own."""
 
     def __init__(
-        self, atlases: list[Atlas], settings: Settings, *, workers: int | None, publish: bool, as_json: bool
-    ) -> None:
+        self, atlases: list[Atlas], settings: Settings, gpus: list[str], *, workers: int | None, publish: bool,
+        as_json: bool,
+    ) -> None:  # fmt: skip
         self.atlases, self.settings, self.publish, self.as_json = atlases, settings, publish, as_json
-        self.gpus = _gpus(settings.device)
+        self.gpus = gpus
         self.workers = workers or len(self.gpus) or 2
         self.planned = sum(len(atlas.plan) for atlas in atlases)
         self.started = time.monotonic()
@@ -147,12 +148,13 @@ def _tell(row: dict[str, Any], seconds: float) -> None:
         print(f"open {row['page']}")
 
 
-def _gpus(device: str) -> list[str]:
-    """The GPUs to share the workers among; none for the CPU or where one is named."""
-    if device not in ("auto", "cuda"):
-        return []
-    from feature_atlas_worker.supervise import gpus
+def gpus_of(device: str) -> list[str]:
+    """The GPUs to share the workers among; none for the CPU or where one is named.  Raises DeviceError."""
+    from feature_atlas_worker.visible import check_device, gpus
 
+    if device not in ("auto", "cuda"):
+        check_device(device)
+        return []
     try:
         return gpus("all")
     except DeviceError:
