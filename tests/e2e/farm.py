@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -17,9 +19,9 @@ import redis
 from feature_atlas import keys, manifest, spec
 from feature_atlas.atlas import Atlas
 from feature_atlas.broker import open_client
-from feature_atlas.messages import QUEUE, UNACKED, attempts_key, dead_key
+from feature_atlas.messages import QUEUE, UNACKED, attempts_key, dead_key, hand_key, peek
 from feature_atlas.plan import LayerPlan, PlanFile
-from feature_atlas.reconcile import _is_final
+from feature_atlas.reconcile import _is_final, unwrap
 from feature_atlas.spec import ModelRef, Recipe, Unit
 from feature_atlas_producer.enqueue import enqueue
 from tests.servers import wait_until
@@ -150,6 +152,36 @@ class Farm:
         """Messages queued or in hand, at one moment: read one after the other, a message on its way is in neither."""
         with self.client.pipeline(transaction=True) as both:
             return sum(both.llen(QUEUE).hlen(UNACKED).execute())
+
+    def nowhere(self) -> set[Unit]:
+        """Planned jobs that are neither queued nor in hand nor done nor given up: lost, unless on their way just now.
+
+        Queue and hands are read at one moment, the store after them: that is where jobs go.
+        Raises AssertionError where there is something that nobody planned.
+        """
+        hands = [hand_key(f"{worker.name}@{socket.gethostname()}") for worker in self.workers]
+        with self.client.pipeline(transaction=True) as moment:
+            moment.lrange(QUEUE, 0, -1)
+            moment.hvals(UNACKED)
+            moment.mget(hands or [hand_key("nobody")])  # what the broker may have forgotten
+            queued, unacked, said = moment.execute()
+        found = [peek(raw) for raw in (*queued, *map(unwrap, unacked))]
+        there = {unit for url, unit in filter(None, found) if url == self.atlas.url}
+        for group, channels in (json.loads(text) for text in said if text):
+            url, variant, layer = group.rsplit("|", 2)
+            there |= {Unit(variant, layer, channel) for channel in channels if url == self.atlas.url}
+        given_up, done = self.given_up(), self.atlas.done()
+        planned = set(self.atlas.plan.units())
+        assert not (there | done) - planned, f"nobody planned {(there | done) - planned}"
+        return planned - there - given_up - done
+
+    def none_lost(self, seconds: float = 15) -> None:
+        """Every planned job is in the queue, in hand, in the store or given up.
+
+        kombu moves a message in two steps, first out of the queue and then into the hands.  So one that is nowhere is
+        looked for again for so many ``seconds``.
+        """
+        wait_until(lambda: not self.nowhere(), "every job in some place", seconds)
 
     def wait(self, seconds: float = 60, *, left: int = 0) -> None:
         """Until every planned job but ``left`` has its picture, and the queue is empty."""

@@ -41,6 +41,8 @@ def hire(folder: Path, server: RedisServer, workers: int) -> Iterator[Farm]:
     with Farm(folder, server.url, grow(folder / "atlas", {"conv": 2}), environ) as farm:
         for _ in range(workers):
             farm.start()
+        # Celery ends at once, for its supervisor to start it afresh, where its first process dies before it is ready.
+        wait_until(lambda: all(" ready." in worker.log.read_text() for worker in farm.workers), "the workers", 120)
         farm.enqueue()
         farm.wait(120)
         yield farm
@@ -89,6 +91,19 @@ def in_hand(farm: Farm) -> int:
     return farm.client.hlen(UNACKED)
 
 
+def test_a_job_that_is_lost_is_missed(build: Build) -> None:
+    farm = build({"conv": 5})
+    farm.enqueue()
+    assert not farm.nowhere()
+    farm.client.rpop(QUEUE)
+    assert farm.nowhere() == {Unit("channel", "conv", 0)}
+    farm.atlas.store.put(keys.image(Unit("channel", "conv", 0)), b"")
+    farm.none_lost()
+    farm.atlas.store.put(keys.image(Unit("channel", "conv", 5)), b"")
+    with pytest.raises(AssertionError, match="nobody planned"):
+        farm.nowhere()
+
+
 # -- two workers that live through everything
 
 
@@ -106,6 +121,7 @@ def test_a_killed_rendering_process_is_replaced_and_its_jobs_come_back(crew: Far
     wait_until(lambda: in_hand(farm) >= 16, "batches in hand")
     for worker in farm.workers:
         wait_until(worker.kill_child, "a process to kill")
+        farm.none_lost()
     farm.wait()
     assert all(worker.process.poll() is None for worker in farm.workers)
     farm.check()
@@ -129,6 +145,7 @@ def test_a_job_that_kills_its_process_is_given_up_alone_and_on_record(crew: Farm
     farm.wait(left=1)
     # Between two attempts the message is for a moment nowhere: kombu moves it in two steps.
     wait_until(lambda: bool(farm.given_up()), "the end of the last attempt")
+    farm.none_lost()
     failure = manifest.load(Failure, farm.atlas.store.get(keys.error(Unit("channel", "poison", 0))), "the record")
     assert failure.attempts == 4 and "ended" in failure.error and "@" in failure.host
     farm.check()
@@ -152,6 +169,7 @@ def test_a_broker_that_forgets_everything_is_healed_without_a_person(either_crew
     farm.enqueue()
     wait_until(lambda: len(farm.atlas.done()) > 0, "a first picture")
     farm.client.flushall()
+    farm.none_lost(60)  # once idle workers have looked
     farm.wait()
     farm.check()
 
@@ -163,6 +181,7 @@ def test_a_broker_killed_and_restarted_goes_on(either_crew: tuple[Farm, RedisSer
     wait_until(lambda: len(farm.atlas.done()) > 0, "a first picture")
     broker.kill()
     broker.start()
+    farm.none_lost()
     farm.wait()
     farm.check()
 
@@ -174,6 +193,7 @@ def test_a_full_disk_is_waited_for_with_the_pictures_in_memory(crew: Farm) -> No
         farm.enqueue()
         wait_until(lambda: len(farm.drawings()) > 0, "a picture drawn")
         assert not farm.atlas.done()
+        farm.none_lost()
     finally:
         full.unlink()
     farm.wait()
@@ -322,6 +342,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_nothing(build: Build) ->
     victim.signal(signal.SIGKILL)
     # Its rendering process goes with it, and with that the renewal of the leases.
     wait_until(lambda: child is not None and is_over(child), "the end of its child")
+    farm.none_lost()
     farm.start()
     farm.wait()
     farm.check()
@@ -433,5 +454,6 @@ def test_a_real_bucket_is_filled_through_an_outage(build: Build, ceph: CephGatew
     ceph.kill()
     wait_until(lambda: "trying again" in farm.logs(400), "the worker's word of the outage")
     ceph.start()
+    farm.none_lost()
     farm.wait()
     farm.check()
