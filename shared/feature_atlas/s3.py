@@ -134,6 +134,15 @@ class S3Store:
                 return
             follow = {"ContinuationToken": page["NextContinuationToken"]}
 
+    def look(self) -> tuple[set[str], set[str]]:
+        """The names of the objects and of the folders that lie right here, of one page: one request.
+
+        Raises StoreError.
+        """
+        page = self._call("list", "", "list_objects_v2", Prefix=self._prefix, Delimiter="/")
+        objects = {row["Key"][len(self._prefix) :] for row in page.get("Contents", ())}
+        return objects, {row["Prefix"][len(self._prefix) : -1] for row in page.get("CommonPrefixes", ())}
+
     def delete(self, key: str) -> None:
         """See :class:`~feature_atlas.objects.Store`."""
         with contextlib.suppress(ObjectNotFound):  # Amazon says 204, others 404

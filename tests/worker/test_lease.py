@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from feature_atlas import steer
+from feature_atlas import place, steer
 from feature_atlas.cli import main
 from feature_atlas.messages import ATLASES, QUEUE, UNACKED_INDEX, parse, rest_key
 from feature_atlas.monitor import workers
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
 from feature_atlas_producer.enqueue import enqueue
+from feature_atlas_worker import forgotten
 from feature_atlas_worker.child import Child
 from feature_atlas_worker.pulse import Pulse
 from tests.e2e.farm import grow
-from tests.servers import RedisServer, wait_until
+from tests.servers import CephGateway, RedisServer, wait_until
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def test_a_broker_that_forgot_is_reminded_by_the_next_tick(child: Child, tmp_pat
     assert not child.client.exists(ATLASES)
 
 
-@pytest.mark.parametrize("below", ["", "atlas"])
+@pytest.mark.parametrize("below", ["", "atlas", "atlases/resnet50"])
 def test_a_worker_that_nobody_told_anything_goes_on_where_it_may_write(
     child: Child, valkey: RedisServer, tmp_path: Path, below: str
 ) -> None:
@@ -119,11 +120,55 @@ def test_a_worker_that_nobody_told_anything_goes_on_where_it_may_write(
     # When it is cancelled, and the broker forgets that, too
     assert main(["cancel", atlas.url, "--broker", valkey.url]) == 0
     child.client.flushall()
-    child.lease._look_after = 0.0
     child.served.clear()
     child.lease.search()
     # Then nobody goes on with it
     assert not child.served and child.client.llen(QUEUE) == 0
+
+
+def test_a_worker_that_is_allowed_a_bucket_finds_what_the_broker_forgot_in_it(
+    child: Child, ceph: CephGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in ceph.environ.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"s3://{ceph.new_bucket()}"
+    child.settings = child.settings.model_copy(update={"allowed_stores": (f"{bucket}/",)})
+    child.lease.atlases.allowed = child.settings.allowed_stores
+    # Given an atlas right below the bucket, one below that, one too deep, and one that nobody enqueued
+    near, far = grow(f"{bucket}/near", {"conv": 3}), grow(f"{bucket}/atlases/far", {"conv": 4})
+    deep, mine = grow(f"{bucket}/a/b/c", {"conv": 5}), grow(f"{bucket}/mine", {"conv": 6})
+    for atlas in (near, far, deep):
+        enqueue(atlas, child.settings.broker)
+    child.client.flushall()
+    child.lease.search()
+    assert child.served == {near.url, far.url} and child.client.llen(QUEUE) == 7
+    # And one look is enough for an hour, whoever else is idle
+    place.describe(mine.store)
+    child.lease.search()
+    assert mine.url not in child.served
+
+
+def test_not_all_the_world_is_looked_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgotten, "MOST", 5)
+    for name in "abcdefgh":
+        place.describe(grow(tmp_path / name, {"conv": 1}).store)
+    assert set(forgotten.enqueued(["*", str(tmp_path)])) == {str(tmp_path / name) for name in "abcd"}
+
+
+def test_a_look_that_failed_is_repeated(child: Child, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    enqueue(atlas, child.settings.broker)
+    child.client.flushall()
+    with monkeypatch.context() as broken:
+        broken.setattr(forgotten.os, "scandir", failing)
+        child.lease.search()
+        assert not child.served
+    child.lease.search()
+    assert child.served == {atlas.url}
+
+
+def failing(*_: object) -> None:
+    raise OSError(5, "Input/output error")
 
 
 def test_an_atlas_that_is_gone_is_forgotten(child: Child, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from feature_atlas import growth, keys, place
+from feature_atlas import growth, place
 from feature_atlas.atlas import Atlas
 from feature_atlas.errors import AtlasError, IntegrityError, RequestError
 from feature_atlas.messages import ATLASES
@@ -114,27 +114,6 @@ class Atlases:
         """Adds to what is known to be done."""
         if self._listed is not None and self._listed.group == (url, unit.variant, unit.layer):
             self._listed.done.add(unit.channel)
-
-    def enqueued(self) -> set[str]:
-        """Allowed places, and folders in allowed folders, that are atlases which somebody enqueued.
-
-        For a broker that has forgotten everything while nobody is left who knew.  Raises RedisError.
-        """
-        found = set()
-        for prefix in self.allowed:
-            if prefix == "*":
-                continue
-            store = open_store(prefix)
-            urls = [store.url]
-            if isinstance(store, DirectoryStore):
-                urls += sorted(str(path.parents[1]) for path in store.root.glob(f"*/{keys.PLACE}"))[:_MOST]
-            for url in urls:
-                try:
-                    if place.is_enqueued(self.open(url).store):
-                        found.add(url)
-                except AtlasError as error:
-                    log.debug("%s is not for this worker to go on with: %s", url, error)
-        return found
 
     def _check(self, url: str, *, named: bool) -> None:
         store = open_store(url)

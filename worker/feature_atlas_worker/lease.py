@@ -6,7 +6,6 @@ import logging
 import os
 import random
 import threading
-import time
 from typing import TYPE_CHECKING, cast
 
 from redis import RedisError
@@ -17,6 +16,7 @@ from feature_atlas.errors import AtlasError, BrokerError, RequestError
 from feature_atlas.messages import ATLASES, FLAGS, QUEUE, WORKERS, Flag, rest_key
 from feature_atlas.queue import Template
 from feature_atlas.reconcile import reconcile
+from feature_atlas_worker import forgotten
 from feature_atlas_worker.atlases import Atlases, Refusal
 
 if TYPE_CHECKING:
@@ -47,10 +47,9 @@ class Lease:
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
         self._search: threading.Thread | None = None
         self._troubled = self._skewed = False
-        #: What the broker said of the atlases; those that are gone; and when to look for others.
+        #: What the broker said of the atlases, and those that are gone.
         self._described: dict[str, bytes] = {}
         self._gone: set[str] = set()
-        self._look_after = 0.0
 
     def start(self) -> None:
         """Begins to tick."""
@@ -139,17 +138,27 @@ class Lease:
         self._search.start()
 
     def search(self) -> None:
-        """Reconciles the atlases that this worker has heard of; where it has of none, looks where it may write."""
+        """Reconciles the atlases that this worker has heard of, and those that nobody has heard of any more."""
         client, rest = self.child.client, max(1, round(self.child.settings.rest))
         try:
-            if not self.child.served and time.monotonic() >= self._look_after:
-                self._look_after = time.monotonic() + rest
-                self.child.served |= self.atlases.enqueued() - self.flags.keys()
+            self._look_for_forgotten()
             for url in sorted(self.child.served):
                 if url not in self.flags and client.set(rest_key(url), "1", ex=rest, nx=True):
                     self._reconcile(url)
         except RedisError as error:
             log.warning("the queue was not looked through: %s", error)
+
+    def _look_for_forgotten(self) -> None:
+        """Once after the broker has lost its memory, and every hour: one of the workers looks where they may write."""
+        allowed = self.child.settings.allowed_stores
+        key = rest_key("|" + ",".join(allowed))  # the key of no atlas
+        if not self.child.client.set(key, "1", ex=_LONG_REST, nx=True):
+            return
+        try:
+            self.child.served |= set(forgotten.enqueued(allowed)) - self.flags.keys()
+        except AtlasError as error:
+            log.warning("where atlases may lie was not looked through: %s", error)
+            self.child.client.delete(key)
 
     def _reconcile(self, url: str) -> None:
         try:
