@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -17,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from feature_atlas.atlas import Atlas
-from feature_atlas.messages import MALFORMED, QUEUE
-from feature_atlas.monitor import MOST_MALFORMED
+from feature_atlas.messages import MALFORMED, QUEUE, attempts_key, dead_key
+from feature_atlas.monitor import MOST_MALFORMED, workers
 from tests.conftest import ROOT, needed
 from tests.deploy import compose
 from tests.deploy.topology import COMMAND, Broker
@@ -51,20 +50,23 @@ def command(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
 # -- the broker
 
 
-def test_a_broker_that_is_gone_in_mid_run_is_waited_for(farm: Farm, valkey: RedisServer) -> None:
+@pytest.mark.parametrize("seconds", [12, pytest.param(60, marks=pytest.mark.chaos)])
+def test_a_broker_that_is_gone_in_mid_run_is_waited_for(seconds: int, farm: Farm, valkey: RedisServer) -> None:
     alive = farm.folder / "alive"
     farm.enqueue()
     worker = farm.start(FEATURE_ATLAS_ALIVE_FILE=str(alive), TEST_SECONDS="0.3", FEATURE_ATLAS_BATCH="4")
     wait_until(lambda: len(farm.atlas.done()) >= 2, "first pictures", 120)
     valkey.stop()
     gone, healthy = time.monotonic(), 0
-    while time.monotonic() - gone < 12:
+    while time.monotonic() - gone < seconds:
         time.sleep(1)
         healthy += time.time() - alive.stat().st_mtime < 5  # what the liveness probe looks at
-    assert worker.process.poll() is None and healthy >= 10
+    assert worker.process.poll() is None and healthy >= 0.8 * seconds
     valkey.start()
     farm.wait(120)
     farm.check()
+    # What was rendered when it went away was kept, and is not drawn again
+    assert farm.in_vain() == 0
     said = worker.log.read_text()
     assert "the broker does not answer" in said and said.count("the broker does not answer") <= 3
     assert worker.process.poll() is None
@@ -174,6 +176,39 @@ def test_a_bucket_that_is_read_only_is_waited_for_and_least_rights_are_enough(
         assert user["AWS_SECRET_ACCESS_KEY"] not in worker.log.read_text()
 
 
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip(f"no right to mount: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+def test_a_disk_that_is_full_is_waited_for(disk: Path, valkey: RedisServer, tmp_path: Path) -> None:
+    with Farm(tmp_path, valkey.url, grow(disk / "atlas", {"conv": 24}), {"FEATURE_ATLAS_PATIENCE": "2"}) as farm:
+        farm.enqueue()
+        ballast, free = disk / "ballast", shutil.disk_usage(disk).free
+        ballast.write_bytes(bytes(free - 50_000))  # a few pictures and their records still find room
+        worker = farm.start()
+        wait_until(lambda: "everything is given back" in worker.log.read_text(), "the worker gives up writing", 120)
+        wait_until(lambda: "still: " in worker.log.read_text(), "the worker tries again", 60)
+        said = worker.log.read_text()
+        assert f"no space left to write {disk}" in said and "Traceback" not in said
+        assert worker.process.poll() is None and not farm.atlas.failed()
+        assert not farm.client.exists(attempts_key(farm.atlas.url))
+        assert 0 < len(farm.atlas.done()) < 24
+        assert not list(disk.rglob(".part-*")), "half a file takes the room of others"
+        ballast.unlink()
+        farm.wait(120)
+        farm.check()
+        assert farm.in_vain() <= 24  # what was in hand, once
+        assert worker.process.poll() is None and worker.stop() == 0
+
+
 def test_a_wrong_clock_is_said(ceph: CephGateway, tmp_path: Path, valkey: RedisServer) -> None:
     """A process whose clock is an hour late, against servers whose clock is right."""
     late = [needed("faketime", of="faketime"), "-f", "-1h", sys.executable, "-m", "feature_atlas"]
@@ -194,17 +229,64 @@ def test_a_wrong_clock_is_said(ceph: CephGateway, tmp_path: Path, valkey: RedisS
     )
 
 
-def test_a_worker_of_an_older_schema_leaves_newer_plans_to_others(farm: Farm) -> None:
-    store = farm.atlas.store
-    newer = json.loads(store.get("atlas.json"))
+def newer_release(folder: Path, *, schema: bool, message: bool) -> dict[str, str]:
+    """The variables that put a copy of this code before it: as it will be once its atlases or messages have changed."""
+    for package in ("shared/feature_atlas", "producer/feature_atlas_producer", "worker/feature_atlas_worker"):
+        shutil.copytree(ROOT / package, folder / Path(package).name, ignore=shutil.ignore_patterns("__pycache__"))
+    # Of atlas.json, which comes first in its module and is read before everything else
+    changes = {
+        "manifest.py": {"version > 1": "version > 2"},
+        "plan.py": {"Literal[1] = Field(default=1": "Literal[1, 2] = Field(default=2"},
+    } if schema else {}  # fmt: skip
+    if message:
+        changes["messages.py"] = {"\nVERSION = 1\n": "\nVERSION = 2\n"}
+    for name, replaced in changes.items():
+        file = folder / "feature_atlas" / name
+        text = file.read_text()
+        for old, new in replaced.items():
+            assert old in text, f"{name} has changed: say here what the next release would change"
+            text = text.replace(old, new, 1)
+        file.write_text(text)
+    return {"PYTHONPATH": str(folder)}
+
+
+SEND = """
+import sys
+from feature_atlas_producer.enqueue import enqueue
+from tests.e2e.farm import grow
+enqueue(grow(sys.argv[1], {"conv": 12}), sys.argv[2])
+"""
+
+
+def test_a_worker_of_an_older_release_leaves_what_newer_ones_sent_to_newer_ones(farm: Farm, tmp_path: Path) -> None:
+    """Producers whose atlases and whose messages are of the next version, today's worker, then one of the next."""
+    urls = {name: str(tmp_path / "newer" / name) for name in ("atlas", "message")}
+    for name, url in urls.items():
+        environ = newer_release(tmp_path / name, schema=name == "atlas", message=name == "message")
+        argv = [sys.executable, "-c", SEND, url, farm.broker]
+        subprocess.run(argv, cwd=ROOT, env={**os.environ, **environ}, check=True, timeout=60)
+    assert json.loads((tmp_path / "newer/atlas/atlas.json").read_text())["schema"] == 2
     farm.enqueue()
-    store.put("atlas.json", json.dumps({**newer, "schema": newer["schema"] + 1}).encode())
-    worker = farm.start()
-    wait_until(lambda: "update feature-atlas" in worker.log.read_text(), "the worker says that it is too old", 120)
-    time.sleep(2)
+    stores = {"FEATURE_ATLAS_ALLOWED_STORES": str(tmp_path)}
+    worker = farm.start(**stores)
+    # Its own jobs are done, the others stay in the queue, uncounted, and it says why
+    wait_until(lambda: len(farm.atlas.done()) == 24, "today's atlas", 120)
+    wait_until(lambda: worker.log.read_text().count("is not for this worker") > 0, "a refusal", 30)
+    time.sleep(3)
     assert worker.process.poll() is None and farm.waiting() == 24
-    assert not farm.atlas.failed() and not farm.given_up()
-    # The upgrade: here, the plan becomes one that this release reads
-    store.put("atlas.json", json.dumps(newer).encode())
-    farm.wait(120)
-    worker.signal(signal.SIGTERM)
+    notes = {beat.note for beat in workers(farm.client)}
+    said = worker.log.read_text()
+    assert "atlas.json of" in said and "has schema 2; this release reads 1: update feature-atlas" in said
+    assert "the message has version 2, this release reads 1: update it" in said
+    assert notes and all("update" in note for note in notes)
+    assert not [key for url in urls.values() for key in (attempts_key(url), dead_key(url)) if farm.client.exists(key)]
+    # The upgrade: a worker of the next release does what is left; the old one goes on beside it
+    both = newer_release(tmp_path / "both", schema=True, message=True)
+    farm.start(**stores, **both)
+    wait_until(lambda: farm.waiting() == 0, "the rest is done", 120)
+    for url in urls.values():
+        done = subprocess.run(
+            [sys.executable, "-m", "feature_atlas", "status", url], cwd=ROOT, env={**os.environ, **both},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        assert done.returncode == 0 and "12 of 12 channels are done" in done.stdout, done.stdout + done.stderr
