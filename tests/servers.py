@@ -232,6 +232,8 @@ class CephGateway(Server, S3Endpoint):
     `kill`, `pause` and `start` act on the gateway: its buckets stay.  `close` ends all.
     """
 
+    #: The user whose keys are ``access_key`` and ``secret_key``, as ceph_up.sh names it.
+    owner = "atlas"
     BINARIES = ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "monmaptool", "setpriv")
 
     def __init__(self, folder: Path) -> None:

