@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -506,6 +507,10 @@ def test_a_shared_page_shows_a_private_bucket_through_signed_links(
     publish(store)
     (tmp_path / "share.html").write_bytes(share(Atlas.open(store), expires=600))
     visitor = visit((tmp_path / "share.html").as_uri())
+    visitor.page.clock.install()
+    assert "links last until" in visitor.go("#/").locator(".facts").inner_text()
+    visitor.page.clock.set_fixed_time(time.time() + 700)
+    assert "its links ended on" in visitor.go("#/").locator(".facts").inner_text()
     page = visitor.go("#/conv1")
     page.wait_for_selector(".grid .cell")
     assert painted(page, ".grid .cell")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -39,7 +40,8 @@ def share(atlas: Atlas, *, layers: str = "*", variants: str = "*", expires: int 
         raise RequestError(
             f"{atlas.url} has no links to share: 'feature-atlas export --single-file' puts the pictures into the page"
         )
-    return _page(atlas, files, links, SIZES, images=" ".join(sorted(hosts)))
+    until = (datetime.now(UTC) + timedelta(seconds=expires)).isoformat(timespec="seconds")
+    return _page(atlas, files, links, SIZES, images=" ".join(sorted(hosts)), until=until)
 
 
 def export(
@@ -101,7 +103,13 @@ def _masters(files: list[LayerFile]) -> list[str]:
 
 
 def _page(
-    atlas: Atlas, files: list[LayerFile], links: Mapping[str, str], sizes: tuple[int, ...], *, images: str = ""
+    atlas: Atlas,
+    files: list[LayerFile],
+    links: Mapping[str, str],
+    sizes: tuple[int, ...],
+    *,
+    images: str = "",
+    until: str = "",
 ) -> bytes:
     told = [scripts.layer_told(file) for file in files]
     groups = [group for layer in told for group in layer["variants"].values()]
@@ -109,7 +117,7 @@ def _page(
     published = read_published(atlas.store)
     summary = {
         "license": atlas.file.license, "counts": {"planned": count["done"], **count}, "plan": atlas.plan.digest(),
-        "root_sha256": published.root_sha256 if published else "", "from": atlas.url,
+        "root_sha256": published.root_sha256 if published else "", "from": atlas.url, "until": until,
     }  # fmt: skip
     overview = scripts.overview(atlas.plan, told, summary)
     shown = {variant for file in files for variant in file.variants}

@@ -16,6 +16,13 @@ function layerLabel(name, previous = "") {
   return [head && h("span", { class: "shared" }, `${head}.`), mine.slice(shared).join(".")];
 }
 
+/** How long the links of a shared page last. */
+function lasting(until) {
+  const end = new Date(until);
+  const day = end.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
+  return end < new Date() ? `its links ended on ${day}: ask for a new page` : `links last until ${day}`;
+}
+
 const AWAITED = 32; // cells of a strip, the grey ones of a run included
 
 class Overview {
@@ -80,6 +87,7 @@ class Overview {
       counts.dead ? [count(counts.dead), "dead"] : null,
       counts.failed ? [count(counts.failed), "failed"] : null,
       [about.license, ""],
+      about.until ? ["", lasting(about.until)] : null,
     ].filter(Boolean);
     return h(
       "header",
