@@ -9,6 +9,7 @@ import hmac
 import logging
 import re
 import secrets
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -87,6 +88,13 @@ class PageServer(ThreadingHTTPServer):
             while self._size > KEPT:
                 self._size -= len(self._kept.popitem(last=False)[1])
         return data
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A browser that goes on to another page hangs up in mid-answer; whatever else goes wrong is logged."""
+        if isinstance(sys.exc_info()[1], ConnectionError):
+            log.debug("%s hung up", client_address)
+        else:
+            log.exception("an answer to %s failed", client_address)
 
     def forget(self) -> None:
         """Reads everything anew from now on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -91,6 +92,31 @@ def test_it_listens_to_this_machine_only(server: PageServer) -> None:
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_nothing_can_be_written(server: PageServer, method: str) -> None:
     assert ask(server, f"/{server.token}/0/atlas.json", method)[0] == 501
+
+
+def test_a_browser_that_hangs_up_in_mid_answer_is_not_worth_a_word(
+    store: MemoryStore, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    large = MemoryStore()
+    large.put("images/channel/conv1/00000.png", bytes(30_000_000))
+    ended = threading.Event()
+
+    class Server(PageServer):
+        def shutdown_request(self, request: object) -> None:
+            super().shutdown_request(request)  # type: ignore[arg-type]
+            ended.set()
+
+    with caplog.at_level("DEBUG"), Server([large]) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        with socket.create_connection(("127.0.0.1", server.server_port)) as browser:
+            path = f"/{server.token}/0/images/channel/conv1/00000.png"
+            browser.sendall(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{server.server_port}\r\n\r\n".encode())
+            assert browser.recv(100).startswith(b"HTTP/1.1 200")
+        assert ended.wait(20)
+        server.shutdown()
+        thread.join()
+    assert "hung up" in caplog.text and "Traceback" not in caplog.text + "".join(capfd.readouterr())
 
 
 def test_ranges_and_heads(server: PageServer, store: MemoryStore) -> None:
