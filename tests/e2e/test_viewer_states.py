@@ -44,6 +44,8 @@ def test_a_channel_that_noise_leaves_silent_has_no_distance_from_it(visitor: Vis
     page = visitor.go("#/conv1/4")
     assert visitor.texts(".headline b") == ["–"]
     assert "without a spread" in str(page.locator(".headline b").get_attribute("title"))
+    page = visitor.go("#/conv1/0")
+    assert "of 9 in its layer; 1 have no such distance" in page.locator(".standing").inner_text()
     page = visitor.go("#/compare?u=conv1:0,conv1:4")
     assert "without a spread" in str(page.locator("tbody tr").first.locator("td").nth(1).get_attribute("title"))
     rows = {row["channel"]: row for row in Atlas.open(folder)["conv1"].rows()}  # type: ignore[union-attr]

@@ -26,6 +26,7 @@ function standing(unit) {
       "p",
       { class: "note" },
       `${rank === 1 ? "strongest" : `number ${count(rank)}`} of ${count(known.length)} in its layer`,
+      known.length < all.length ? `; ${count(all.length - known.length)} have no such distance` : "",
     ),
   );
 }
