@@ -101,6 +101,9 @@ def test_a_key_goes_through_the_measures(visitor: Visitor) -> None:
     for measure in ("-normalized", "-gain", "-robust", "hue", "-high_frequency", "likeness"):
         page.keyboard.press("s")
         page.wait_for_function("(text) => location.hash.endsWith(`sort=${text}`)", arg=measure)
+        page.wait_for_function(
+            "(id) => document.querySelector('[aria-label=\"sort by\"]').value === id", arg=measure.removeprefix("-")
+        )
     page.keyboard.press("s")
     page.wait_for_function("() => !location.hash.includes('sort')")
 
