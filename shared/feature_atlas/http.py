@@ -83,7 +83,7 @@ class HttpStore:
                 skip = start if answer.status == 200 else 0
                 data = answer.read(most + skip + 1, decode_content=False)
         except urllib3.exceptions.HTTPError as error:
-            raise StoreError(f"cannot read {url}: {type(error).__name__}") from None
+            raise StoreError(f"cannot read {url}: {_why(error)}") from None
         if len(data) > most + skip:
             raise StoreError(f"{url} is larger than {most} bytes: it is not read")
         return data[skip:]
@@ -156,6 +156,22 @@ class HttpStore:
                 raise IntegrityError(f"{key} of {self.url} tells of another layer, {file.layer!r}")
             self._layers[name] = file
         return self._layers[name]
+
+
+def _why(error: Exception) -> str:
+    """What hinders, in words."""
+    from urllib3 import exceptions as known
+
+    reason = error.reason if isinstance(error, known.MaxRetryError) and error.reason else error
+    told = {
+        known.NameResolutionError: "there is no host of this name",
+        known.NewConnectionError: "nobody answers there",
+        known.ConnectTimeoutError: f"nobody answered within {CONNECT_TIMEOUT:g} s",
+        known.ReadTimeoutError: f"it fell silent for {READ_TIMEOUT:g} s",
+        known.SSLError: "its certificate, or its TLS, is not to be trusted",
+        known.ProtocolError: "the connection broke",
+    }
+    return next((words for kind, words in told.items() if isinstance(reason, kind)), type(reason).__name__)
 
 
 @functools.cache

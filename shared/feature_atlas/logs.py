@@ -76,5 +76,6 @@ def set_up(
         logging.captureWarnings(True)
     else:
         logging.basicConfig(level=others, handlers=[handler])
+        logging.getLogger("urllib3").setLevel(max(others, logging.ERROR))  # a retry that helps needs no line
     for package in OURS:
         logging.getLogger(package).setLevel(level)

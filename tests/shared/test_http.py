@@ -122,8 +122,10 @@ def test_what_is_not_there_is_said_so(url: str, folder: Path) -> None:
         open_store(url).get("images/channel/conv1/09999.png")
     with pytest.raises(RequestError, match="there is no atlas"):
         Atlas.open(url + "/nowhere")
-    with pytest.raises(StoreError, match=r"cannot read http://127\.0\.0\.1:9/"):
+    with pytest.raises(StoreError, match=r"cannot read http://127\.0\.0\.1:9/.*: nobody answers there"):
         HttpStore("http://127.0.0.1:9/x").get("atlas.json")
+    with pytest.raises(StoreError, match="there is no host of this name"):
+        HttpStore("http://nowhere.invalid/x").get("atlas.json")
 
 
 def test_nothing_too_large_is_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

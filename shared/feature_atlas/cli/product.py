@@ -189,14 +189,11 @@ class _Bytes(Progress):
     """Progress in megabytes of a total that is known a little later."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(what, 1, unit="MB")
+        super().__init__(what, 0, unit="MB")
 
     def at_bytes(self, done: int, total: int) -> None:
         """``done`` of ``total`` bytes are there."""
-        self.total = -(-total // 10**6)
-        if self._bar is not None:
-            self._bar.total = self.total
-        self.add(-(-done // 10**6) - self.done)
+        self.to(-(-done // 10**6), -(-total // 10**6))
 
 
 def run_share(args: argparse.Namespace) -> int:
@@ -217,15 +214,10 @@ def run_export(args: argparse.Namespace) -> int:
     from feature_atlas.atlas import Atlas
     from feature_atlas.publish.single import export
 
-    with Progress("export", 1, unit="files") as progress:
-
-        def tell(done: int, total: int) -> None:
-            progress.total = total
-            progress.add(done - progress.done)
-
+    with Progress("export", 0, unit="files") as progress:
         data = export(
             Atlas.open(args.url), layers=args.layers, variants=args.variants, size=args.size, masters=args.masters,
-            progress=tell,
+            progress=progress.to,
         )  # fmt: skip
     _write(args.single_file, data)
     print(f"open {args.single_file} ({len(data) / 1e6:.1f} MB)")

@@ -72,7 +72,9 @@ class Progress:
         self._told = time.monotonic()
         new, seconds = self.done - self.initial, self._told - self._started
         share = 100 * self.done / self.total if self.total else 100.0
-        pace = f", {new / seconds:.2g}/s, {duration((self.total - self.done) * seconds / new)} left" if new else ""
+        rate = new / seconds if seconds else 0.0
+        spelled = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
+        pace = f", {spelled}/s, {duration((self.total - self.done) / rate)} left" if rate else ""
         note = f", {self.note}" if self.note and self.done < self.total else ""
         print(
             f"{self.what}: {self.done}/{self.total} {self.unit} ({share:.0f}%){pace}{note}", file=sys.stderr, flush=True
