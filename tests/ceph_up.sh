@@ -83,7 +83,7 @@ trap 'exit 143' TERM INT
 monmaptool --create --fsid "$fsid" --addv a "[v2:127.0.0.1:$monitor]" "$dir/monmap" > /dev/null
 ceph-mon --mkfs -i a --monmap "$dir/monmap" "${conf[@]}" 2> "$dir/log/mon-mkfs.err"
 daemon ceph-mon -i a
-timeout 30 ceph "${conf[@]}" osd new "$osd" 0 > /dev/null
+timeout 150 ceph "${conf[@]}" osd new "$osd" 0 > /dev/null
 ceph-osd --mkfs -i 0 --osd-uuid "$osd" "${conf[@]}" 2> "$dir/log/osd-mkfs.err"
 daemon ceph-osd -i 0
 for _ in $(seq 100); do

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,8 +17,19 @@ from tests.servers import CephGateway, MotoServer, RedisServer, Server
 ROOT = Path(__file__).parents[1]
 WEIGHTS = ROOT.parent / "shared/weights/squeezenet1_0-imagenet.safetensors"
 
-# Fixtures that start a server: its tests run on one xdist worker, so that it starts once and is hurt by one at a time.
-SERVERS = ("valkey", "redis7", "ceph", "moto")
+# Where a test mostly waits for processes of its own; it runs on whichever xdist worker is free.
+ALONE = ("tests/e2e/test_", "tests/e2e/chaos", "tests/deploy", "tests/test_")
+# Fixtures that take seconds to start: the tests of a module that use one of a kind stay together, on one xdist worker.
+DEAR = {
+    "crew": "crew", "either_crew": "crew", "ceph": "ceph", "chromium": "chromium", "wheel": "wheel", "broker": "broker",
+    "services": "services",
+}  # fmt: skip
+# What takes longest begins first, so that no xdist worker is left alone with it in the end.
+LONGEST = (
+    "test_topology.py", "test_farm.py", "test_bad_days.py", "test_clocks.py", "test_up_needs_no_service",
+    "test_a_farm_in_four_commands", "test_the_frontier_is_finite", "test_chaos.py", "test_wheel.py", "[mypy]",
+    "test_metrics.py", "test_local.py", "test_s3.py", "test_viewer.py", "tests/e2e", "tests/deploy", "tests/test_",
+)  # fmt: skip
 # Fixtures that need something a laptop may lack, and the mark that selects or leaves out their tests.
 MARKS = {"redis7": "redis", "ceph": "ceph", "weights": "weights"}
 # Why a test may be skipped in CI, where everything else can be installed.
@@ -48,17 +60,20 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     # Several pytest workers share the cores; the networks of the tests are too small to gain from threads.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a run in the background of a shell, and all that it starts
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # without bytecode every child that imports torch takes 13 s
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """`-n auto`: one worker per core, at most four, since each may load torch."""
-    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """`-n auto`: two workers per core, since many tests wait for others; at most eight, since each loads torch."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, 2 * cores)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups the tests of one server, marks what they need, leaves out GPU tests without a GPU and the fault suite."""
+    """Groups and orders tests, marks what they need, leaves out GPU tests without a GPU and the fault suite."""
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu and not has_gpu():
         config.hook.pytest_deselected(items=gpu)
@@ -66,12 +81,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     chaos = pytest.mark.skip(reason="chaos: the long fault suite runs with -m chaos")
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        for server in [name for name in SERVERS if name in fixtures][:1]:
-            item.add_marker(pytest.mark.xdist_group(server))
+        if (name := group(item.nodeid, fixtures)) is not None:
+            item.add_marker(pytest.mark.xdist_group(name))
         for name in MARKS.keys() & set(fixtures):
             item.add_marker(MARKS[name])
         if item.get_closest_marker("chaos") and "chaos" not in config.option.markexpr:
             item.add_marker(chaos)
+    items.sort(key=lambda item: next((i for i, part in enumerate(LONGEST) if part in item.nodeid), len(LONGEST)))
+
+
+def group(nodeid: str, fixtures: Collection[str]) -> str | None:
+    """The tests that run on one xdist worker in their order: small modules, and tests that share what is dear."""
+    module = nodeid.partition("::")[0]
+    dear = next((kind for name, kind in DEAR.items() if name in fixtures), None)
+    if dear is None:
+        return None if module.startswith(ALONE) else module
+    return f"{module} {dear}"
 
 
 def has_gpu() -> bool:

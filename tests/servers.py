@@ -30,8 +30,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def wait_until(true: Callable[[], bool], what: str, seconds: float = 30) -> None:
-    """Returns as soon as `true()` is.
+def wait_until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    """Returns as soon as `true()` is; long waits cost nothing where all is well, and a busy machine needs them.
 
     Raises:
         TimeoutError: it was not within `seconds`; the message says `what`.
@@ -90,7 +90,7 @@ class Server:
             raise RuntimeError(f"{self.command()[0]} ended at once:\n{log.read_text(errors='replace')[-2000:]}")
 
     def stop(self) -> None:
-        """Asks the server to end (SIGTERM), insists after 10 s."""
+        """Asks the server to end (SIGTERM), insists after 30 s."""
         self._end(signal.SIGTERM)
 
     def kill(self) -> None:
@@ -115,7 +115,7 @@ class Server:
         self._signal(number)
         self._signal(signal.SIGCONT)  # a paused process hears SIGTERM only when it goes on
         try:
-            self.process.wait(10)
+            self.process.wait(30)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -154,7 +154,7 @@ class RedisServer(Server):
         """A redis-py client, closed at the end."""
         import redis
 
-        client = redis.Redis(port=self.port, socket_timeout=5)
+        client = redis.Redis(port=self.port, socket_timeout=60)
         try:
             yield client
         finally:
@@ -258,7 +258,7 @@ class CephGateway(Server, S3Endpoint):
         command = ["radosgw-admin", "-c", str(self.cluster.folder / "ceph.conf"), "-n", "client.rgw", "user", "create"]
         options = [f"--uid={name}", f"--display-name={name}", f"--access-key={name}",
                    f"--secret={keys['AWS_SECRET_ACCESS_KEY']}"]  # fmt: skip
-        subprocess.run([*command, *options], check=True, capture_output=True, timeout=60)
+        subprocess.run([*command, *options], check=True, capture_output=True, timeout=240)
         return {**self.environ, **keys}
 
     def allow(self, bucket: str, policies: Mapping[str, str]) -> None:

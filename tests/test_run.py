@@ -61,7 +61,7 @@ class Checkout:
     def run(self, *arguments: str, code: int = 0, **environ: str) -> str:
         """What is printed; asserts the exit code, and on failure one sentence."""
         process = self.start(*arguments, **environ)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=240)
         assert process.returncode == code, output + errors
         return output if code == 0 else errors
 
@@ -120,7 +120,7 @@ def test_an_environment_whose_python_is_gone_is_made_again(checkout: Checkout) -
 @pytest.mark.skipif(shutil.which("flock") is None, reason="no flock: only Linux has it")
 def test_two_at_once_set_up_once(checkout: Checkout) -> None:
     both = [checkout.start("status", UV_SECONDS="0.5") for _ in range(2)]
-    assert [process.communicate(timeout=60)[0] for process in both] == ["atlas: status\n"] * 2
+    assert [process.communicate(timeout=240)[0] for process in both] == ["atlas: status\n"] * 2
     assert (checkout.asked("venv"), checkout.asked("pip")) == (1, 1)
 
 

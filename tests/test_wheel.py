@@ -25,7 +25,7 @@ def run(*command: str | Path, cwd: Path, code: int = 0) -> str:
 def version(python: str | Path) -> tuple[int, ...]:
     """(major, minor) of an interpreter; () where it does not start."""
     code = "import sys; print(*sys.version_info[:2])"
-    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, timeout=240)
     return tuple(map(int, done.stdout.split())) if done.returncode == 0 else ()
 
 

@@ -18,7 +18,7 @@ class Visitor:
             "console", lambda message: message.type in ("error", "warning") and self.complaints.append(message.text)
         )
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        page.set_default_timeout(15_000)
+        page.set_default_timeout(60_000)
 
     def go(self, route: str = "#/") -> Page:
         # A hash alone would not load the page again.

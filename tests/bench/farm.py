@@ -47,7 +47,7 @@ def farm(layers: dict[str, int], *, url: str = "", broker: str = "", **environ: 
 def ready(farm: Farm, workers: int, **environ: str) -> list[Worker]:
     """Workers that wait for jobs."""
     found = [farm.start(**environ) for _ in range(workers)]
-    wait_until(lambda: all(" ready." in worker.log.read_text() for worker in found), "the workers", 120)
+    wait_until(lambda: all(" ready." in worker.log.read_text() for worker in found), "the workers")
     time.sleep(3)  # their children are up as well
     return found
 
@@ -146,7 +146,7 @@ def bench_outage(args: argparse.Namespace) -> Figures:
             meanwhile = len(one.drawings()) - down
             server.start()
             back, there = time.monotonic(), len(one.drawings())
-            wait_until(lambda: len(one.drawings()) > there, "a picture after the outage", 120)
+            wait_until(lambda: len(one.drawings()) > there, "a picture after the outage")
             resumed = time.monotonic() - back
             one.wait(300)
             one.check()

@@ -97,13 +97,13 @@ def ours(model: Any, layer: str, channels: Sequence[int], recipe: Recipe) -> tup
 
 
 @torch.no_grad()
-def numbers(model: Any, layer: str, channels: Sequence[int], pictures: list[np.ndarray], views: int = VIEWS) -> Numbers:
+def numbers(model: Any, layer: str, channels: Sequence[int], pictures: list[np.ndarray]) -> Numbers:
     """Clean activation, mean over held-out views, and noise share, picture by picture."""
     image = measure.from_bytes(np.stack(pictures), torch.device("cpu"))
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (model.mean, model.std))
     index = torch.arange(len(pictures)), torch.tensor(list(channels))
     size = (image.shape[2], image.shape[3])
-    drawn = transforms.held_out(Recipe(size=size), views)
+    drawn = transforms.held_out(Recipe(size=size), VIEWS)
     with tap(model.module, layer) as run:
 
         def activation(seen: torch.Tensor) -> np.ndarray:

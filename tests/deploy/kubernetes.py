@@ -27,7 +27,7 @@ def text(part: str) -> str:
     tool = shutil.which("kubectl")
     if tool is None:
         pytest.skip("no kubectl: install one from 1.27 (its kustomize builds deploy/k8s; .ci/run shows how)")
-    done = subprocess.run([tool, "kustomize", FOLDER / part], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([tool, "kustomize", FOLDER / part], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

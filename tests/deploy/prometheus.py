@@ -61,7 +61,7 @@ class Prometheus(Server):
     def ask(self, expression: str) -> list[tuple[dict[str, str], float]]:
         """(labels, value) of every series that an expression gives now."""
         query = urllib.parse.urlencode({"query": expression})
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/query?{query}", timeout=10) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/query?{query}", timeout=60) as answer:
             data = json.load(answer)["data"]
         return [(row["metric"], float(row["value"][1])) for row in data["result"]]
 

@@ -146,7 +146,7 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form, request: py
     # Their health checks say so, and they end in order before they would be killed
     farm.wait_for_workers(2)
     for name in ("w1", "w2"):
-        wait_until(lambda name=name: farm.is_well(form.check, name, form.worker.environ), f"{name} is well", 60)
+        wait_until(lambda name=name: farm.is_well(form.check, name, form.worker.environ), f"{name} is well")
     assert not farm.is_well(form.check, "nobody", form.worker.environ)
     check_metrics(seen_by, status["planned"])
     for process in workers:
@@ -172,7 +172,7 @@ def check_metrics(prometheus: Prometheus, planned: int) -> None:
         found = prometheus.ask('sum(feature_atlas_jobs_total{outcome=~"ok|dead"})')
         return found[0][1] if found else 0
 
-    wait_until(lambda: counted() == planned, "all jobs are counted", 60)
+    wait_until(lambda: counted() == planned, "all jobs are counted")
     assert prometheus.ask("max(feature_atlas_workers)")[0][1] == 2
     assert prometheus.ask("max(feature_atlas_queue_jobs)")[0][1] == 0
     assert prometheus.ask("count(feature_atlas_broker_up == 1)")[0][1] == 2

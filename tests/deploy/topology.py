@@ -46,7 +46,7 @@ class Broker(Server):
     def client(self, user: str = "monitor") -> redis.Redis:
         """Signed in as one of the users."""
         options = {"ssl_ca_certs": str(self.tls / "ca.crt")} if self.tls else {}
-        return redis.Redis.from_url(self.url(user, **options), socket_timeout=5)
+        return redis.Redis.from_url(self.url(user, **options), socket_timeout=60)
 
     def answers(self) -> bool:
         with self.client() as client:
@@ -120,7 +120,7 @@ class Topology:
 
     def is_well(self, check: str, name: str, environ: Mapping[str, Any]) -> bool:
         """A health check's shell command, in the service's environment."""
-        return subprocess.run(["sh", "-c", check], env=self.environ(environ, name), timeout=10).returncode == 0
+        return subprocess.run(["sh", "-c", check], env=self.environ(environ, name), timeout=120).returncode == 0
 
     def ends(self, process: subprocess.Popen[bytes], within: float) -> None:
         """Sends SIGTERM; an orderly end within so many seconds, or the test fails."""

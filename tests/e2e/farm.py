@@ -97,7 +97,7 @@ class Worker:
             return False
         return True
 
-    def stop(self, seconds: float = 30) -> int:
+    def stop(self, seconds: float = 120) -> int:
         """SIGTERM; the exit status."""
         self.signal(signal.SIGTERM)
         return self.process.wait(seconds)
@@ -183,7 +183,7 @@ class Farm:
         """
         wait_until(lambda: not self.nowhere(), "every job in some place", seconds)
 
-    def wait(self, seconds: float = 60, *, left: int = 0) -> None:
+    def wait(self, seconds: float = 180, *, left: int = 0) -> None:
         """Until every planned job but ``left`` has its picture, and the queue is empty."""
         goal = len(self.atlas.plan) - left
 
@@ -233,7 +233,7 @@ class Farm:
         # A job that a broken connection sent twice may still be drawn the second time, in nobody's list; and where the
         # broker failed, a worker tells it a moment later that a job is done.
         try:
-            wait_until(lambda: client.hlen(attempts_key(atlas.url)) == 0, "an empty table of attempts", 60)
+            wait_until(lambda: client.hlen(attempts_key(atlas.url)) == 0, "an empty table of attempts")
         except TimeoutError as error:
             raise AssertionError(f"{error}: {client.hgetall(attempts_key(atlas.url))}\n{self.logs()}") from None
         problems = [problem for problem in atlas.verify() if not problem.harmless]

@@ -55,15 +55,16 @@ def test_a_broker_that_is_gone_in_mid_run_is_waited_for(seconds: int, farm: Farm
     alive = farm.folder / "alive"
     farm.enqueue()
     worker = farm.start(FEATURE_ATLAS_ALIVE_FILE=str(alive), TEST_SECONDS="0.3", FEATURE_ATLAS_BATCH="4")
-    wait_until(lambda: len(farm.atlas.done()) >= 2, "first pictures", 120)
+    wait_until(lambda: len(farm.atlas.done()) >= 2, "first pictures")
     valkey.stop()
-    gone, healthy = time.monotonic(), 0
-    while time.monotonic() - gone < seconds:
-        time.sleep(1)
-        healthy += time.time() - alive.stat().st_mtime < 5  # what the liveness probe looks at
-    assert worker.process.poll() is None and healthy >= 0.8 * seconds
+    # What the liveness probe looks at is touched on and on, and nothing ends
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        before = alive.stat().st_mtime_ns
+        wait_until(lambda before=before: alive.stat().st_mtime_ns > before, "another sign of life")
+    assert worker.process.poll() is None
     valkey.start()
-    farm.wait(120)
+    farm.wait()
     farm.check()
     # What was rendered when it went away was kept, and is not drawn again
     assert farm.in_vain() == 0
@@ -78,7 +79,7 @@ def certificate(folder: Path, name: str) -> Path:
     subprocess.run(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", f"/CN={name}",
          "-addext", f"subjectAltName=DNS:{name}", "-keyout", folder / "tls.key", "-out", folder / "tls.crt"],
-        check=True, capture_output=True, timeout=60,
+        check=True, capture_output=True, timeout=240,
     )  # fmt: skip
     shutil.copy(folder / "tls.crt", folder / "ca.crt")
     return folder
@@ -95,7 +96,7 @@ def test_tls_is_used_and_a_wrong_certificate_or_password_refused(tmp_path: Path,
         with Farm(tmp_path, broker.url("worker", **ca), grow(tmp_path / "atlas", {"conv": 6})) as farm:
             assert command("enqueue", farm.atlas.url, "--broker", broker.url("producer", **ca)).returncode == 0
             farm.start()
-            farm.wait(120)
+            farm.wait()
         # Another authority, no authority, no TLS, a wrong password: one sentence each, and no password in it
         wrong_password = broker.url("worker", **ca).replace(broker.environ["VALKEY_WORKER_PASSWORD"], "wrong")
         for url, words in (
@@ -162,7 +163,7 @@ def test_a_bucket_that_is_read_only_is_waited_for_and_least_rights_are_enough(
         ceph.allow(bucket, {name: (POLICIES / "reader.json").read_text()})
         farm.enqueue()
         worker = farm.start(**user, FEATURE_ATLAS_PATIENCE="2")
-        wait_until(lambda: "everything is given back" in worker.log.read_text(), "the worker gives up writing", 120)
+        wait_until(lambda: "everything is given back" in worker.log.read_text(), "the worker gives up writing")
         said = worker.log.read_text()
         assert f"no permission to write s3://{bucket}/toy" in said and "s3:PutObject" in said
         assert worker.process.poll() is None and not farm.atlas.failed()
@@ -194,8 +195,8 @@ def test_a_disk_that_is_full_is_waited_for(disk: Path, valkey: RedisServer, tmp_
         ballast, free = disk / "ballast", shutil.disk_usage(disk).free
         ballast.write_bytes(bytes(free - 50_000))  # a few pictures and their records still find room
         worker = farm.start()
-        wait_until(lambda: "everything is given back" in worker.log.read_text(), "the worker gives up writing", 120)
-        wait_until(lambda: "still: " in worker.log.read_text(), "the worker tries again", 60)
+        wait_until(lambda: "everything is given back" in worker.log.read_text(), "the worker gives up writing")
+        wait_until(lambda: "still: " in worker.log.read_text(), "the worker tries again")
         said = worker.log.read_text()
         assert f"no space left to write {disk}" in said and "Traceback" not in said
         assert worker.process.poll() is None and not farm.atlas.failed()
@@ -203,7 +204,7 @@ def test_a_disk_that_is_full_is_waited_for(disk: Path, valkey: RedisServer, tmp_
         assert 0 < len(farm.atlas.done()) < 24
         assert not list(disk.rglob(".part-*")), "half a file takes the room of others"
         ballast.unlink()
-        farm.wait(120)
+        farm.wait()
         farm.check()
         assert farm.in_vain() <= 24  # what was in hand, once
         assert worker.process.poll() is None and worker.stop() == 0
@@ -264,14 +265,14 @@ def test_a_worker_of_an_older_release_leaves_what_newer_ones_sent_to_newer_ones(
     for name, url in urls.items():
         environ = newer_release(tmp_path / name, schema=name == "atlas", message=name == "message")
         argv = [sys.executable, "-c", SEND, url, farm.broker]
-        subprocess.run(argv, cwd=ROOT, env={**os.environ, **environ}, check=True, timeout=60)
+        subprocess.run(argv, cwd=ROOT, env={**os.environ, **environ}, check=True, timeout=240)
     assert json.loads((tmp_path / "newer/atlas/atlas.json").read_text())["schema"] == 2
     farm.enqueue()
     stores = {"FEATURE_ATLAS_ALLOWED_STORES": str(tmp_path)}
     worker = farm.start(**stores)
     # Its own jobs are done, the others stay in the queue, uncounted, and it says why
-    wait_until(lambda: len(farm.atlas.done()) == 24, "today's atlas", 120)
-    wait_until(lambda: worker.log.read_text().count("is not for this worker") > 0, "a refusal", 30)
+    wait_until(lambda: len(farm.atlas.done()) == 24, "today's atlas")
+    wait_until(lambda: worker.log.read_text().count("is not for this worker") > 0, "a refusal")
     time.sleep(3)
     assert worker.process.poll() is None and farm.waiting() == 24
     notes = {beat.note for beat in workers(farm.client)}
@@ -283,10 +284,10 @@ def test_a_worker_of_an_older_release_leaves_what_newer_ones_sent_to_newer_ones(
     # The upgrade: a worker of the next release does what is left; the old one goes on beside it
     both = newer_release(tmp_path / "both", schema=True, message=True)
     farm.start(**stores, **both)
-    wait_until(lambda: farm.waiting() == 0, "the rest is done", 120)
+    wait_until(lambda: farm.waiting() == 0, "the rest is done")
     for url in urls.values():
         done = subprocess.run(
             [sys.executable, "-m", "feature_atlas", "status", url], cwd=ROOT, env={**os.environ, **both},
-            capture_output=True, text=True, timeout=60,
+            capture_output=True, text=True, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0 and "12 of 12 channels are done" in done.stdout, done.stdout + done.stderr

@@ -37,8 +37,8 @@ def test_a_worker_whose_clock_is_wrong_takes_nothing_from_others_and_keeps_its_o
     """Each batch takes 1.6 s and the last three wait for it: leases of 4 s must be renewed, by one clock for all."""
     farm.enqueue()
     right, wrong = farm.start("right"), farm.start("wrong", **clock(ahead))
-    wait_until(lambda: sum(beat.alive for beat in workers(farm.client)) == 2, "both are seen to live", 60)
-    farm.wait(120)
+    wait_until(lambda: sum(beat.alive for beat in workers(farm.client)) == 2, "both are seen to live")
+    farm.wait()
     assert farm.in_vain() == 0, farm.drawings().most_common(5)
     farm.check()
     assert "clock is" in wrong.log.read_text() and "clock is" not in right.log.read_text()
@@ -54,14 +54,14 @@ def test_a_clock_that_the_store_refuses_is_said_and_the_jobs_are_left_to_others(
     with Farm(tmp_path, valkey.url, atlas, {"FEATURE_ATLAS_PATIENCE": "2"}) as farm:
         farm.enqueue()
         refused = farm.start("refused", **clock("-1h"))
-        wait_until(lambda: "still: " in refused.log.read_text(), "the worker tries the store again", 120)
+        wait_until(lambda: "still: " in refused.log.read_text(), "the worker tries the store again")
         said = refused.log.read_text()
         assert "refuses the request: this machine's clock is wrong by more than 15 minutes" in said
         assert "this machine's clock is -36" in said  # by the broker's: an hour late
         assert farm.waiting() == 24 and not farm.client.exists(attempts_key(atlas.url))
         # Ten minutes are borne by the store, and by the leases
         farm.start("borne", **clock("+10m"))
-        farm.wait(120)
+        farm.wait()
         farm.check()
         assert farm.in_vain() == 0 and refused.process.poll() is None
         assert refused.log.read_text().count("more than 15 minutes") < 15  # with pauses that grow

@@ -42,9 +42,9 @@ def hire(folder: Path, server: RedisServer, workers: int) -> Iterator[Farm]:
         for _ in range(workers):
             farm.start()
         # Celery ends at once, for its supervisor to start it afresh, where its first process dies before it is ready.
-        wait_until(lambda: all(" ready." in worker.log.read_text() for worker in farm.workers), "the workers", 120)
+        wait_until(lambda: all(" ready." in worker.log.read_text() for worker in farm.workers), "the workers")
         farm.enqueue()
-        farm.wait(120)
+        farm.wait()
         yield farm
     client.flushall()
     client.close()
@@ -334,7 +334,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_loses_nothing(build: Build) ->
     farm = build({"slow": 40})
     farm.enqueue()
     victim = farm.start()
-    wait_until(lambda: in_hand(farm) >= 16, "batches in hand", 60)
+    wait_until(lambda: in_hand(farm) >= 16, "batches in hand")
     wait_until(lambda: farm.client.hlen(attempts_key(farm.atlas.url)) > 0, "a batch begun")
     # Of all that was claimed only what is drawn, or on its way into the store, counts as tried.
     assert farm.client.hlen(attempts_key(farm.atlas.url)) <= 8
@@ -441,7 +441,7 @@ def test_plain_celery_runs_the_same_worker(build: Build) -> None:
         assert "may not write" in refused(farm, waiting=3)
     finally:
         process.send_signal(signal.SIGTERM)
-        process.wait(60)
+        process.wait(240)
 
 
 def test_a_real_bucket_is_filled_through_an_outage(build: Build, ceph: CephGateway, monkeypatch: Any) -> None:

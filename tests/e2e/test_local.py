@@ -191,7 +191,7 @@ def test_a_truncated_picture_is_found_and_rendered_again_to_the_same_pixels(comm
 def test_kill_9_loses_at_most_the_batch_in_hand(start: Callable[..., Any], command: Command, tmp_path: Path) -> None:
     line = ("render", str(tmp_path), *MODEL, *SLOW, "--layers", "conv2", "--json")
     child = start(*line)
-    wait_until(lambda: pictures(tmp_path) >= 3, "three pictures", seconds=120)
+    wait_until(lambda: pictures(tmp_path) >= 3, "three pictures")
     child.send_signal(signal.SIGKILL)
     child.wait()
     left = pictures(tmp_path)
@@ -205,9 +205,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
     start: Callable[..., Any], command: Command, tmp_path: Path
 ) -> None:
     child = start("render", str(tmp_path), *MODEL, *SLOW, "--layers", "conv2")
-    wait_until(lambda: pictures(tmp_path) >= 2, "two pictures", seconds=120)
+    wait_until(lambda: pictures(tmp_path) >= 2, "two pictures")
     child.send_signal(signal.SIGINT)
-    out, err = child.communicate(timeout=60)
+    out, err = child.communicate(timeout=240)
     assert child.returncode == 130
     assert "stopping: uploads in hand are finished" in err and "Traceback" not in err
     left = pictures(tmp_path)
@@ -383,7 +383,7 @@ def test_an_atlas_in_a_bucket_resumes_grows_and_verifies(
     line = ("render", url, *MODEL, *SLOW, "--layers", "conv2", "--json")
     store = open_store(url)
     child = start(*line)
-    wait_until(lambda: any(store.list(keys.IMAGES)), "a picture", seconds=120)
+    wait_until(lambda: any(store.list(keys.IMAGES)), "a picture")
     child.send_signal(signal.SIGKILL)
     child.wait()
     left = len(Atlas.open(url).done())

@@ -112,7 +112,7 @@ def test_view_publishes_a_folder_serves_it_and_ends_quietly(folder: Path) -> Non
         with urllib.request.urlopen(address) as answer:
             assert b"<h2>conv2</h2>" in answer.read()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=240) == 0
         assert "Traceback" not in process.stderr.read()
 
 
@@ -131,7 +131,7 @@ def test_view_shows_a_private_bucket(moto: MotoServer, monkeypatch: pytest.Monke
         with urllib.request.urlopen(address + picture) as answer:
             assert answer.read() == open_store(url).get(picture)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) == 0
+        assert process.wait(timeout=240) == 0
 
 
 @pytest.mark.parametrize(

@@ -34,5 +34,5 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_importing_it_loads_nothing_heavy(code: str) -> None:
     heavy = ("numpy", "pydantic", "PIL", "boto3", "botocore", "torch", "celery", "kombu", "redis", "tqdm")
     show = f"{code}; import sys; print(*[name for name in {heavy} if name in sys.modules])"
-    found = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True, timeout=60)
+    found = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True, timeout=240)
     assert found.stdout.split() == []

@@ -125,5 +125,5 @@ network = networks.find("resnet50")
 file = request(network, network.reference())
 print(len(file.layers), sum(len(layer.numbers) for layer in file.layers))
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
     assert (done.stdout, done.returncode) == ("53 26560\n", 0), done.stderr

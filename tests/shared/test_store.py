@@ -277,7 +277,7 @@ def directory(tmp_path: Path) -> DirectoryStore:
 def in_a_child(script: str, *arguments: object, before: list[str] | None = None) -> str:
     """What a Python script prints, run in another process."""
     command = [*(before or []), sys.executable, "-c", script, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

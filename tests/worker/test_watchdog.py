@@ -91,7 +91,7 @@ pulse.note = "x" * 5000  # too long: the old one stays
 assert pulse.note == "s3://bucket/föö"
 assert pulse.device_failures == 1 and pulse.draining and 0 < pulse.silence < 60
 """
-    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=240).returncode == 0
 
 
 def test_a_liveness_file_is_touched(dog: Watchdog, tmp_path: Path) -> None:

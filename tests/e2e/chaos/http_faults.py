@@ -74,7 +74,7 @@ class HttpFaults:
         if kind == "cut":
             request.close_connection = True
             return
-        far = http.client.HTTPConnection("127.0.0.1", self.target, timeout=60)
+        far = http.client.HTTPConnection("127.0.0.1", self.target, timeout=240)
         far.putrequest(request.command, request.path, skip_host=True, skip_accept_encoding=True)
         for name, value in request.headers.items():  # Host too: it is signed
             if name.lower() != "expect":
