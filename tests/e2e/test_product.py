@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 from feature_atlas import keys
 from feature_atlas.atlas import Atlas
 from feature_atlas.cli import main
+from feature_atlas.serve import PageServer
 from feature_atlas.spec import Unit
-from feature_atlas.store import open_store
+from feature_atlas.store import DirectoryStore, open_store
 from tests import synthetic
 from tests.servers import CephGateway
 from tests.visitor import Visitor
@@ -22,6 +24,36 @@ from tests.visitor import Visitor
 pytestmark = pytest.mark.browser
 
 LAYERS = (("conv1", 12), ("block.0.conv", 80))
+
+
+TOY = ("--model", "python:tests.networks:toy", "--allow-model", "tests.networks", "--layers", "conv1,conv2")
+TINY = ("--set", "size=16", "--set", "steps=3", "--batch", "4", "--channels", "0:4", "--keep-initial")
+
+
+def test_what_was_just_rendered_is_seen_from_disk_and_over_http(
+    tmp_path: Path, visit: Callable[..., Visitor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEATURE_ATLAS_ALLOWED_MODELS", "tests.networks")
+    assert main(["render", str(tmp_path), *TOY, *TINY, "--variant", "channel", "--variant", "negative"]) == 0
+    assert main(["publish", str(tmp_path), "--selectivity"]) == 0
+    with PageServer([DirectoryStore(tmp_path)]) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            for address in ((tmp_path / keys.PAGE).as_uri(), server.url()):
+                visitor = visit(address)
+                page = visitor.go()
+                page.wait_for_selector(".strips .cell")
+                assert [text.replace("\n", "") for text in visitor.texts(".layer h2")] == ["conv1", "conv2"]
+                page = visitor.go("#/conv2/2")
+                page.wait_for_function("() => document.querySelector('.master').naturalWidth === 16")
+                page.wait_for_selector(".images button >> nth=1")  # the picture, and how it began
+                assert "answers most" in page.locator(".numbers").inner_text()
+                assert [text.split()[0] for text in visitor.texts(".variants figcaption")] == ["channel", "negative"]
+                assert visitor.complaints == []
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 @pytest.fixture
