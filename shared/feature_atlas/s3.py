@@ -59,7 +59,7 @@ class S3Store:
         self.url = f"s3://{self.bucket}/{self._prefix}".rstrip("/")
         self._connect = Connection(client)
         self._checksums = True
-        self._answered = False
+        self._answered = self._warned = False
 
     def __repr__(self) -> str:
         return f"S3Store({self.url!r})"
@@ -162,7 +162,9 @@ class S3Store:
         target = {"Bucket": self.bucket, "Key": self._prefix + check_key(key)}
         with self._explained("link", key):
             session = self._connect()
-            if session.credentials is not None and session.credentials.get_frozen_credentials().token:
+            temporary = session.credentials is not None and session.credentials.get_frozen_credentials().token
+            if temporary and not self._warned:  # once, whatever the number of links
+                self._warned = True
                 log.warning("these credentials are temporary: the link ends with them, if that is before %d s", expires)
             return session.client.generate_presigned_url("get_object", Params=target, ExpiresIn=expires)
 

@@ -177,9 +177,11 @@ def test_warns_that_a_link_ends_with_temporary_credentials(
     S3Store(f"s3://{bucket}").link("a")
     assert caplog.text == ""
     environ(AWS_SESSION_TOKEN="TOKENTOKEN")
+    store = S3Store(f"s3://{bucket}")
     with caplog.at_level(logging.WARNING):
-        S3Store(f"s3://{bucket}").link("a")
-    assert "the link ends with them" in caplog.text
+        store.link("a")
+        store.link("b")
+    assert caplog.text.count("the link ends with them") == 1  # a shared page has thousands
     assert not any(secret in caplog.text for secret in SECRETS)
 
 
