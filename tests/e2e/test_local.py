@@ -312,7 +312,7 @@ BAD_INPUT = {
     "recipe value": ([*MODEL, "--set", "steps=0"], "steps=0: input should be greater than or equal to 1"),
     "no setting": ([*MODEL, "--set", "steps"], "--set 'steps' is no setting"),
     "diversity": ([*MODEL, "--set", "diversity=1"], "needs at least 2 images per job"),
-    "device": ([*MODEL, "--device", "gpu"], "no device 'gpu': auto, cpu, cuda or cuda:N"),
+    "device": ([*MODEL, "--device", "gpu"], "='gpu': not a device (auto, cpu, cuda or cuda:N"),
     "batch": ([*MODEL, "--batch", "0"], "FEATURE_ATLAS_BATCH=0"),
     "mean": ([*MODEL, "--mean", "0.5,0.5", "--std", "1"], "mean and std must have one entry per input channel"),
 }  # fmt: skip
