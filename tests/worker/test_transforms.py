@@ -236,6 +236,18 @@ def test_blur_keeps_the_brightness_of_a_plain_picture_up_to_its_border(size: Siz
     torch.testing.assert_close(blur(plain, torch.tensor([3.0])), plain)
 
 
+@pytest.mark.parametrize("size", [(128, 128), (24, 37), (7, 9)])
+def test_a_blur_known_to_be_little_is_the_same(size: tuple[int, int]) -> None:
+    image = torch.rand(4, 3, *size, generator=stream(0, "image")).requires_grad_()
+    sigma = torch.tensor([0.0, 0.3, 1.1, 0.7])
+    weights = torch.randn(image.shape, generator=stream(0, "weights"))
+    quick, slow = blur(image, sigma, 1.1), blur(image, sigma)
+    torch.testing.assert_close(quick, slow, rtol=0, atol=2e-5)  # what is left of a Gaussian at 4.5 sigma
+    for one, other in zip(*(torch.autograd.grad((b * weights).sum(), image) for b in (quick, slow)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
+    assert torch.equal(blur(image[2:3], sigma[2:3], 1.1), quick[2:3])  # whatever lies beside it
+
+
 def test_each_image_has_its_own_blur() -> None:
     image = picture((12, 12)).expand(3, -1, -1, -1)
     together = blur(image, torch.tensor([0.0, 1.0, 2.0]))

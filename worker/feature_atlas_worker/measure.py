@@ -52,7 +52,7 @@ def robust(network: Network, image: Tensor, channels: Tensor, recipe: Recipe, co
     seen = []
     for theta, sigma in zip(views.theta, views.blur, strict=True):
         view = transforms.affine(image, theta.to(image.device).expand(len(image), 2, 3), recipe.size, recipe.fill)
-        view = transforms.blur(view, sigma.to(image.device).expand(len(image)))
+        view = transforms.blur(view, sigma.to(image.device).expand(len(image)), float(sigma))
         seen.append(activation(network, view, channels, recipe))
     return torch.stack(seen, 1)
 
