@@ -44,8 +44,9 @@ class Beat(BaseModel):
     rate: float = 0.0
     #: Why it waits or refuses jobs.
     note: str = ""
-    #: Seconds since 1970: in the broker by the broker's clock, once :func:`workers` has read them by this machine's.
+    #: Seconds since 1970, by the worker's clock.
     started: float = 0.0
+    #: Seconds since 1970: in the broker by the broker's clock, once :func:`workers` has read it by this machine's.
     at: float = 0.0
 
     @property
@@ -145,7 +146,7 @@ def workers(client: redis.Redis) -> tuple[Beat, ...]:
             beat = Beat.model_validate_json(text)
         except ValidationError:  # of another release
             continue
-        beat = beat.model_copy(update={"at": beat.at + ahead, "started": beat.started + ahead})
+        beat = beat.model_copy(update={"at": beat.at + ahead})
         if time.time() - beat.at > FORGOTTEN:
             client.hdel(WORKERS, name)
         else:

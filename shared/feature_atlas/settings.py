@@ -34,6 +34,9 @@ class Settings(BaseModel):
         " importing runs that module's code",
     )
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N; auto takes a GPU where there is one")
+    precision: Literal["auto", "float32"] = Field(
+        default="auto", description="auto lets the network run in bf16 where the device is faster so; or float32"
+    )
     batch: int | None = Field(
         default=None, ge=1, le=4096, description="channels per batch; by default what the memory holds"
     )
@@ -71,7 +74,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError("not a device")
+            raise ValueError("write auto, cpu, cuda or cuda:N")
         return value
 
     @field_validator("metrics")

@@ -16,6 +16,7 @@ from feature_atlas_worker.ascent import Ascent, Stopped, Trace, learning_rates, 
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
 from feature_atlas_worker.params import init, stream, to_image
+from feature_atlas_worker.rewrite import Rewrites
 from tests import networks
 
 CPU = torch.device("cpu")
@@ -53,7 +54,7 @@ def ascend(
     module: nn.Module, layer: str, recipe: Recipe, channels: Sequence[int] = (0,), seeds: Sequence[int] | None = None
 ) -> Trace:
     model = VisionModel(module.eval(), networks.MEAN, networks.STD, recipe.size)
-    with open_network(model, layer, recipe, CPU) as network:
+    with open_network(model, layer, recipe, CPU, Rewrites(half=False)) as network:
         SEEN.clear()
         return Ascent(network, recipe, channels, seeds or [*range(len(channels))]).run()
 

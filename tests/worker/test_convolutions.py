@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_atlas_worker import convolutions
-from feature_atlas_worker.convolutions import SIZES, PlainConv2d, StemConv2d, quicken
+from feature_atlas_worker.convolutions import LAYOUTS, PlainConv2d, StemConv2d, quicken
 from feature_atlas_worker.params import stream
 
 
@@ -73,7 +73,7 @@ def test_weights_laid_out_beforehand_give_the_same_bits(monkeypatch: pytest.Monk
     """At every size of the map, also once more are asked for than are kept."""
     layer = conv(96, 32, 3, padding=1).to(memory_format=torch.channels_last)
     quicken(layer)
-    sizes = [*range(4, 4 + SIZES + 2), 4]
+    sizes = [*range(4, 4 + LAYOUTS + 2), 4]
     xs = [torch.randn(3, 96, n, n, generator=stream(n, "input")).to(memory_format=torch.channels_last) for n in sizes]
     assert convolutions.PACKS
     packed = [gradient(layer, x) for x in xs]
@@ -83,9 +83,10 @@ def test_weights_laid_out_beforehand_give_the_same_bits(monkeypatch: pytest.Monk
         assert torch.equal(out, plain[0]) and torch.equal(way_back, plain[1])
 
 
+@pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize(("channels", "kernel"), [(16, 3), (48, 3), (96, 1), (256, 1)])
 @pytest.mark.parametrize("size", [4, 15])
-def test_a_batch_of_any_size_changes_no_bit(channels: int, kernel: int, size: int) -> None:
+def test_a_batch_of_any_size_changes_no_bit(channels: int, kernel: int, size: int, half: bool) -> None:
     layer = conv(channels, 32, kernel, padding=kernel // 2).to(memory_format=torch.channels_last)
     quicken(layer)
     x = torch.randn(17, channels, size, size, generator=stream(0, "input"))
@@ -93,13 +94,28 @@ def test_a_batch_of_any_size_changes_no_bit(channels: int, kernel: int, size: in
 
     def seen(count: int) -> tuple[Tensor, Tensor]:
         picture = x[:count].clone(memory_format=torch.preserve_format).requires_grad_()
-        out = layer(picture)
-        return out.detach(), torch.autograd.grad((out**2).sum(), picture)[0]
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = layer(picture)
+        assert out.dtype == (torch.bfloat16 if half else torch.float32)
+        return out.detach(), torch.autograd.grad((out.float() ** 2).sum(), picture)[0]
 
     alone = seen(1)
     for count in (2, 3, 8, 17):
         beside = seen(count)
         assert torch.equal(beside[0][:1], alone[0]) and torch.equal(beside[1][:1], alone[1])
+
+
+@pytest.mark.parametrize(("stride", "channels"), [(1, 24), (2, 3)])
+def test_in_bf16_it_rounds_and_no_more(stride: int, channels: int) -> None:
+    layer = conv(channels, 6, 3, stride=stride, padding=1)
+    x = torch.randn(2, channels, 16, 16, generator=stream(0, "input"))
+    exact = gradient(layer, x)
+    quicken(layer)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = gradient(layer, x)
+    for one, other in zip(rounded, exact, strict=True):
+        assert 0 < (one - other).abs().max() < 0.01 * other.abs().max()
+    assert all(torch.equal(one, other) for one, other in zip(gradient(layer, x), gradient(layer, x), strict=True))
 
 
 def test_hooks_and_a_picture_without_gradient_pass_through() -> None:

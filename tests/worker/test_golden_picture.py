@@ -15,6 +15,7 @@ from PIL import Image
 from feature_atlas.spec import RENDERER, Recipe
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.render import Target, render
+from feature_atlas_worker.rewrite import Rewrites
 from tests import networks
 
 GOLDEN = Path(__file__).with_name(f"golden-{RENDERER}.png")
@@ -30,13 +31,15 @@ PIXELS = Recipe(
     size=(16, 24), steps=12, learning_rate=0.2, parameterization="pixel", decorrelate=False, penalties="absolute",
     total_variation=0.5, scale=(0.95, 1, 1.05), draw="choice", sign=-1, pick="last",
 )  # fmt: skip
+#: The same on every processor.
+EXACT = Rewrites(half=False)
 
 
 def sheet() -> NDArray[np.uint8]:
     """Channels 1, 5 and 9 one under the other: the two diverse images, then the pixels.  [48, 72, 3]."""
     model = VisionModel(*networks.toy())
     columns = [
-        render(model, [Target(layer, channel) for channel in (1, 5, 9)], recipe)
+        render(model, [Target(layer, channel) for channel in (1, 5, 9)], recipe, rewrites=EXACT)
         for layer, recipe in (("relu2", RECIPE), ("conv2", PIXELS))
     ]
     rows = zip(*columns, strict=True)

@@ -22,6 +22,7 @@ from feature_atlas_worker.graphs import Recordings, Watch
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import Network, open_network
 from feature_atlas_worker.recorded import RecordedAscent, ascent_of, kept_ascent
+from feature_atlas_worker.rewrite import Rewrites
 from tests import networks
 
 CPU = torch.device("cpu")
@@ -75,7 +76,7 @@ def nobody_asks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def opened(recipe: Recipe, layer: str = "relu2", made: networks.Made | None = None) -> Iterator[Network]:
-    with open_network(VisionModel(*(made or networks.toy())), layer, recipe, CPU) as network:
+    with open_network(VisionModel(*(made or networks.toy())), layer, recipe, CPU, Rewrites(half=False)) as network:
         yield network
 
 

@@ -1,6 +1,7 @@
 """One recipe serves every layer: how loud a network is changes no picture.
 
-A power of two scales every float exactly, so pictures must agree to the bit; any other factor may round.
+A power of two scales every float exactly, so pictures must agree to the bit; any other factor may round, and is tried
+in fp32: in bf16 each weight rounds by up to 0.4 %.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from feature_atlas.spec import Recipe
 from feature_atlas_worker import models
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.render import Target, render
+from feature_atlas_worker.rewrite import ALL, Rewrites
 from tests import networks
 
 Pixels = NDArray[np.uint8]
+EXACT = Rewrites(half=False)
 
 
 def default(size: int, steps: int) -> Recipe:
@@ -31,8 +34,10 @@ def default(size: int, steps: int) -> Recipe:
     return preset("regularised", {"size": size, "steps": steps, **fits})
 
 
-def pictures(model: VisionModel, layer: str, channels: Sequence[int], recipe: Recipe) -> Pixels:
-    found = render(model, [Target(layer, channel) for channel in channels], recipe)
+def pictures(
+    model: VisionModel, layer: str, channels: Sequence[int], recipe: Recipe, rewrites: Rewrites = ALL
+) -> Pixels:
+    found = render(model, [Target(layer, channel) for channel in channels], recipe, rewrites=rewrites)
     assert all(v.status == "ok" for v in found)
     return np.concatenate([v.images for v in found])
 
@@ -70,11 +75,11 @@ def test_a_power_of_two_changes_no_bit(layer: str, scaled: str, factor: float) -
 
 @pytest.mark.parametrize(("layer", "scaled"), CASES)
 def test_any_other_factor_changes_no_more_than_rounding(layer: str, scaled: str) -> None:
-    # Before rounding is amplified: at 24 steps 1.03 % of relu3's values are more than one step off, for a factor of
+    # Before rounding is amplified: at 16 steps 0.4 % of the values of conv2 are more than one step off, for a factor of
     # 1000 and of 3 alike, so it is the ascent that is chaotic and not the scale that shows.
-    recipe = default(32, 16)
-    usual = pictures(toy(), layer, range(6), recipe)
-    most, _ = differences(usual, pictures(louder(toy(), 1000, scaled), layer, range(6), recipe))
+    recipe = default(32, 12)
+    usual = pictures(toy(), layer, range(6), recipe, EXACT)
+    most, _ = differences(usual, pictures(louder(toy(), 1000, scaled), layer, range(6), recipe, EXACT))
     assert most <= 1
 
 
@@ -103,9 +108,14 @@ def test_squeezenet_is_drawn_alike_however_loud(weights: Path) -> None:
     expand = ("features.3.expand1x1", "features.3.expand3x3")
     # Before rounding is amplified: at 12 steps 3.7 % of the values are off for a factor of 1000, and none for 3.
     recipe = default(48, 6)
-    usual, loud, rounded = (
-        pictures(louder(squeezenet(weights), factor, *expand), "features.3", range(4), recipe)
-        for factor in (1, 1024, 1000)
+    usual, rounded = (
+        pictures(louder(squeezenet(weights), factor, *expand), "features.3", range(4), recipe, EXACT)
+        for factor in (1, 1000)
     )
-    assert np.array_equal(loud, usual)
     assert differences(rounded, usual)[0] <= 1
+    for how in (ALL, EXACT):
+        usual, loud = (
+            pictures(louder(squeezenet(weights), factor, *expand), "features.3", range(4), recipe, how)
+            for factor in (1, 1024)
+        )
+        assert np.array_equal(loud, usual)

@@ -186,13 +186,13 @@ class Ascent:
         out = transforms.padded(basis.size, recipe.pad, share)
         view = transforms.affine(picture, now.theta, out, recipe.fill)
         if any(recipe.blur) or any(recipe.blur_random):
-            view = transforms.blur(view, now.blur * share)
+            view = transforms.blur(view, now.blur * share, transforms.most_blur(recipe))
         return view
 
     def _objective_gradient(self, now: Now, coarse: bool, picture: Tensor, allow: Tensor | None, row: Tensor) -> Tensor:
         """d loss / d picture without the smoothness penalty; at unit RMS where penalties are relative."""
         recipe = self.recipe
-        activations = self.network(self._view(now, coarse, picture), allow)
+        activations = self.network(self._view(now, coarse, picture), allow, climbing=True)
         chosen = objectives.values(activations, self.channels, recipe)
         loss = -objectives.score(chosen, recipe)
         relative = recipe.penalties == "relative"

@@ -21,12 +21,15 @@ from torch import Tensor, nn
 
 #: Above these many input channels oneDNN's own way back through a stride is as fast.
 STEM_CHANNELS = 4
-#: Map sizes for which a layer keeps its weights laid out.
-SIZES = 2
+#: Precisions and sizes of the map for which a layer keeps its weights laid out.
+LAYOUTS = 4
 #: The batch for which they are laid out; any other does as well.
 PACKED_BATCH = 8
 #: Whether this PyTorch can lay weights out beforehand (torch.compile uses the same operators).
 PACKS = hasattr(torch.ops.mkldnn, "_reorder_convolution_weight") and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+
+_PRECISIONS = (torch.float32, torch.bfloat16)
 
 
 class Convolution:
@@ -42,29 +45,30 @@ class Convolution:
     ) -> None:
         self._weight = weight
         self._geometry = list(padding), list(stride), list(dilation)
-        self._laid_out: OrderedDict[torch.Size, Tensor] = OrderedDict()
+        self._laid_out: OrderedDict[tuple[torch.dtype, torch.Size], Tensor] = OrderedDict()
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[B, in, h, w] -> [B, out, h', w']."""
+        """[B, in, h, w] -> [B, out, h', w'] in the precision of ``x``: fp32 or bf16."""
         padding, stride, dilation = self._geometry
+        bias = bias.to(x.dtype) if bias is not None else None
         if not PACKS:
-            return torch.mkldnn_convolution(x, self._weight, bias, padding, stride, dilation, 1)
-        weight = self._layout(x.shape)
+            return torch.mkldnn_convolution(x, self._weight.to(x.dtype), bias, padding, stride, dilation, 1)
+        weight = self._layout(x.dtype, x.shape)
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, padding, stride, dilation, 1, "none", [], ""
         )
         return out
 
-    def _layout(self, shape: torch.Size) -> Tensor:
-        size = shape[2:]
-        if size not in self._laid_out:
+    def _layout(self, precision: torch.dtype, shape: torch.Size) -> Tensor:
+        key = precision, shape[2:]
+        if key not in self._laid_out:
             like = [PACKED_BATCH, *shape[1:]]
             pack = torch.ops.mkldnn._reorder_convolution_weight
             with torch.no_grad():
-                self._laid_out[size] = pack(self._weight, *self._geometry, 1, like)
-            if len(self._laid_out) > SIZES:
+                self._laid_out[key] = pack(self._weight.to(precision), *self._geometry, 1, like)
+            if len(self._laid_out) > LAYOUTS:
                 self._laid_out.popitem(last=False)
-        return self._laid_out[size]
+        return self._laid_out[key]
 
 
 class _Frozen(torch.autograd.Function):
@@ -93,8 +97,10 @@ class FrozenConv2d(nn.Conv2d):
         self._back = self._turned()
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, in, h, w] -> [B, out, h', w'], as ``nn.Conv2d``."""
-        if x.ndim != 4 or x.dtype != self.weight.dtype:
+        """[B, in, h, w] -> [B, out, h', w'], as ``nn.Conv2d``; under autocast in bf16."""
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        if x.ndim != 4 or x.dtype not in _PRECISIONS:
             return super().forward(x)
         return cast(Tensor, _Frozen.apply(x, self)) if x.requires_grad else self.ahead(x)
 

@@ -32,6 +32,16 @@ def device_of(text: str) -> torch.device:
     return device
 
 
+def computes_half(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 faster than fp32: a GPU, or a CPU with instructions for it."""
+    if device.type != "cpu":
+        return device.type == "cuda"
+    if not hasattr(torch.cpu, "get_capabilities") or not torch.backends.mkldnn.is_available():
+        return False
+    able = torch.cpu.get_capabilities()
+    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
 class Device(NamedTuple):
     """One device of this machine, tried out."""
 

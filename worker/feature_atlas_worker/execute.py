@@ -10,7 +10,8 @@ import logging
 import socket
 from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
-from typing import Self
+from dataclasses import replace
+from typing import Any, Self
 
 import torch
 
@@ -23,12 +24,13 @@ from feature_atlas.spec import Job, ModelRef, Recipe, Unit
 from feature_atlas.store import Store
 from feature_atlas_worker import commit, inspect, models
 from feature_atlas_worker.batches import BatchSizes
-from feature_atlas_worker.devices import device_of
+from feature_atlas_worker.devices import computes_half, device_of
 from feature_atlas_worker.group import GroupRun, Outcome
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
 from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Visualization, render
+from feature_atlas_worker.rewrite import ALL
 from feature_atlas_worker.transforms import padded
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,9 @@ class Executor:
         self.sizes = BatchSizes(self.device, batch)
         self.patience = patience
         self.render = render
+        exact = self.settings.precision == "float32"
+        #: What else ``render`` is told.
+        self.how: dict[str, Any] = {"rewrites": replace(ALL, half=False)} if exact else {}
         self._load = load
         self._model: tuple[ModelRef, VisionModel] | None = None
         self.threads = _THREADS
@@ -71,6 +76,7 @@ class Executor:
             "feature-atlas": feature_atlas.__version__,
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu",
+            "precision": "bf16" if computes_half(self.device) and not exact else "fp32",
         }
 
     def __enter__(self) -> Self:

@@ -133,7 +133,7 @@ class GroupRun:
                 found = self.executor.render(
                     self.model, [Target(job.layer, job.channel) for job in batch], batch[0].recipe,
                     seeds=[job.seed for job in batch], batch=shape, device=self.executor.device,
-                    stop=self._stopping, on_step=self._tick,
+                    stop=self._stopping, on_step=self._tick, **self.executor.how,
                 )  # fmt: skip
         except Stopped:
             return _Trouble("stopped", "", "")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from feature_atlas.errors import RequestError
 from feature_atlas.spec import Recipe
 from feature_atlas_worker.activations import count_calls, find, frozen, tap
+from feature_atlas_worker.devices import computes_half
 from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import RedirectedReLU
 from feature_atlas_worker.inspect import layer_layout
@@ -42,13 +43,13 @@ class Model(Protocol):
 
 
 class Network:
-    """``picture in [0, 1] [B, 3, h, w] -> activations [B, C, h', w']`` in fp32; use :func:`open_network`."""
+    """``picture in [0, 1] [B, 3, h, w] -> activations [B, C, h', w']``, an fp32 tensor; use :func:`open_network`."""
 
     def __init__(
         self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: object, layout: str,
         device: torch.device, rewrites: Rewrites = ALL,
     ) -> None:  # fmt: skip
-        self._side_by_side, self._half = rewrites.side_by_side, rewrites.half
+        self._side_by_side, self._half = rewrites.side_by_side, rewrites.half and computes_half(device)
         #: Images that run side by side; found by a trial when first asked for.
         self._width = 0 if device.type == "cpu" else _EVERY
         self._format = torch.channels_last if rewrites.channels_last else torch.contiguous_format
@@ -64,22 +65,23 @@ class Network:
         self.channels = 0
         self.rewrites = rewrites
 
-    def __call__(self, picture: Tensor, allow: Tensor | None = None) -> Tensor:
+    def __call__(self, picture: Tensor, allow: Tensor | None = None, *, climbing: bool = False) -> Tensor:
         """The target layer's activations.  [B, 3, h, w] -> [B, C, h', w'].
 
-        Where ``allow`` [B] is True, rectifiers may redirect an image's blocked gradient.
+        ``climbing``: only the direction counts, bf16 will do where it is faster; else a CPU answers in fp32.  Where
+        ``allow`` [B] is True, rectifiers may redirect an image's blocked gradient.
         """
         if self._resample is not None and picture.shape[-2:] != self._resample:
             picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
         if not self._width:
             self._width = self._proved_width(picture)
         if self._width >= len(picture):
-            return self._together(picture, allow)
+            return self._together(picture, allow, climbing)
         # In parts of nearly equal size: 9 images are 5 and 4.
         count = -(-len(picture) // self._width)
         pictures = torch.tensor_split(picture, count)
         allowed = torch.tensor_split(allow, count) if allow is not None else [None] * count
-        return torch.cat([self._together(*part) for part in zip(pictures, allowed, strict=True)])
+        return torch.cat([self._together(*part, climbing) for part in zip(pictures, allowed, strict=True)])
 
     def _proved_width(self, picture: Tensor) -> int:
         """How many images may run side by side on a CPU: as many as come out with the same bits as alone."""
@@ -96,19 +98,21 @@ class Network:
         return WIDTH if same else 1
 
     @torch.enable_grad()
-    def _trial(self, picture: Tensor) -> tuple[Tensor, Tensor]:
-        """(activations, gradient of their squares' sum)."""
+    def _trial(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(activations as they are measured and as they are climbed, gradient of the squares' sum of these)."""
+        with torch.no_grad():
+            measured = self._together(picture, None, climbing=False)
         picture = picture.clone().requires_grad_()
-        activations = self._together(picture, None)
+        activations = self._together(picture, None, climbing=True)
         if not activations.requires_grad:
-            return activations, picture.detach()
+            return measured, activations, picture.detach()
         (gradient,) = torch.autograd.grad((activations**2).sum(), picture)
-        return activations.detach(), gradient
+        return measured, activations.detach(), gradient
 
-    def _together(self, picture: Tensor, allow: Tensor | None) -> Tensor:
+    def _together(self, picture: Tensor, allow: Tensor | None, climbing: bool) -> Tensor:
         redirect = RedirectedReLU(allow) if allow is not None else nullcontext()
-        # fp32 where it matters: only the network itself may run in half precision.
-        half = self._half and self.device.type == "cuda"
+        # fp32 where it matters: only the network itself may run in half precision.  A CPU reports fp32 numbers.
+        half = self._half and (climbing or self.device.type == "cuda")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half), redirect:
             normalised = ((picture - self._mean) / self._std).contiguous(memory_format=self._format)
             activations = self._run(normalised)  # type: ignore[operator]

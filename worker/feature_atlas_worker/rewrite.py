@@ -40,13 +40,14 @@ class _State:
 
 @dataclass(frozen=True)
 class Rewrites:
-    """What is done to a network's copy and to how it runs.  Exact up to rounding."""
+    """What is done to a network's copy and to how it runs.  Exact up to rounding: of fp32, or with ``half`` of bf16."""
 
     #: The network ends at the target layer; off, it runs to its end.
     cut: bool = True
     #: Weights get no gradient.
     freeze: bool = True
-    #: On a GPU, the network in bf16 (pictures, penalties and the optimiser are fp32 anyway).
+    #: The network in bf16 where the device is faster so (pictures, penalties and the optimiser are fp32 anyway).  A
+    #: CPU climbs in bf16 and measures in fp32.
     half: bool = True
 
     #: Convolutions in channels-last order: 1.4 times faster on a CPU, more on a GPU.
