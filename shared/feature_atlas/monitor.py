@@ -44,9 +44,8 @@ class Beat(BaseModel):
     rate: float = 0.0
     #: Why it waits or refuses jobs.
     note: str = ""
-    #: Seconds since 1970, by the worker's clock.
+    #: Seconds since 1970: in the broker by the broker's clock, once :func:`workers` has read them by this machine's.
     started: float = 0.0
-    #: Seconds since 1970: in the broker by the broker's clock, once :func:`workers` has read it by this machine's.
     at: float = 0.0
 
     @property
@@ -146,7 +145,7 @@ def workers(client: redis.Redis) -> tuple[Beat, ...]:
             beat = Beat.model_validate_json(text)
         except ValidationError:  # of another release
             continue
-        beat = beat.model_copy(update={"at": beat.at + ahead})
+        beat = beat.model_copy(update={"at": beat.at + ahead, "started": beat.started + ahead})
         if time.time() - beat.at > FORGOTTEN:
             client.hdel(WORKERS, name)
         else:

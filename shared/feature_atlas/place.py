@@ -14,10 +14,23 @@ import socket
 from pathlib import Path
 
 from feature_atlas import keys
-from feature_atlas.errors import ObjectNotFound
-from feature_atlas.store import DirectoryStore, Store
+from feature_atlas.errors import ObjectNotFound, RequestError
+from feature_atlas.store import DirectoryStore, Store, open_store
 
 log = logging.getLogger(__name__)
+
+
+def check_shared(url: str) -> None:
+    """Looks whether other processes can write to a place of this kind; contacts nothing.
+
+    Raises:
+        RequestError: memory of one process, a place to read from only, or no place.
+    """
+    if url.startswith("memory:") or url.lower().startswith(("http://", "https://")):
+        raise RequestError(
+            f"workers cannot write to {url!r}: use a folder that all of them share, or s3://bucket/prefix"
+        )
+    open_store(url)
 
 
 def describe(store: Store) -> str:

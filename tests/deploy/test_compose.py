@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from feature_atlas.cli import build_parser
+from feature_atlas.messages import QUEUE
 from feature_atlas.settings import Settings
 from tests.conftest import ROOT
 from tests.deploy import compose
@@ -136,6 +137,33 @@ def test_nobody_works_before_broker_and_store_are_ready(services: dict[str, Any]
 def test_what_is_mounted_is_there(services: dict[str, Any]) -> None:
     mounted = [source for service in services.values() for source in compose.sources(service)]
     assert mounted and all(source.exists() for source in mounted)
+
+
+#: What celery-exporter's command line takes that we might want to say; as a variable, each is CE_ and its name.
+EXPORTER = {
+    "BROKER_URL",
+    "BROKER_TRANSPORT_OPTION",
+    "QUEUES",
+    "RETRY_INTERVAL",
+    "PORT",
+    "LOG_LEVEL",
+    "WORKER_TIMEOUT",
+    "METRIC_PREFIX",
+}
+
+
+def test_the_exporter_counts_our_queue_where_prometheus_looks_for_it(services: dict[str, Any]) -> None:
+    service, alerts = services["celery-exporter"], (ROOT / "deploy/metrics/alerts.yml").read_text()
+    environ = service["environment"]
+    assert {name.removeprefix("CE_") for name in environ} <= EXPORTER and all(
+        name.startswith("CE_") for name in environ
+    )
+    assert environ["CE_QUEUES"] == QUEUE and f'celery_queue_length{{queue_name="{QUEUE}"}}' in alerts
+    assert environ["CE_BROKER_URL"].startswith("redis://monitor:")
+    scraped = yaml.safe_load((ROOT / "deploy/metrics/prometheus.yml").read_text())["scrape_configs"]
+    (target,) = [row["static_configs"][0]["targets"][0] for row in scraped if "static_configs" in row]
+    assert target == "celery-exporter:9808"  # its own default
+    assert ":9808/health" in " ".join(service["healthcheck"]["test"])
 
 
 def test_the_broker_keeps_its_data(services: dict[str, Any]) -> None:

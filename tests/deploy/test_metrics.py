@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.conftest import needed
+from feature_atlas.monitor import workers
+from tests.conftest import ROOT, needed
 from tests.deploy import kubernetes, prometheus
 from tests.e2e.farm import Farm, grow
 from tests.servers import RedisServer, free_port, wait_until
@@ -102,6 +103,45 @@ def test_counters_outlive_a_killed_process_and_the_port_its_owner(farm: Farm, tm
     first.stop()
     wait_until(lambda: counted("ok", "skipped") >= 18, "the other one serves")
     assert second.process.poll() is None
+
+
+#: The command ``worker``, whose processes render for nothing: GPUs are only numbers here.
+CHEAP = """
+import sys
+from feature_atlas_worker import supervise
+class Cheap(supervise.Supervisor):
+    def __init__(self, environs, **options):
+        environs = {name: {**environ, "FEATURE_ATLAS_DEVICE": "cpu"} for name, environ in environs.items()}
+        super().__init__(environs, command=[sys.executable, "-m", "tests.e2e.cheap_worker"], **options)
+supervise.Supervisor = Cheap
+from feature_atlas.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_one_port_answers_for_the_workers_of_all_gpus(farm: Farm, tmp_path: Path) -> None:
+    port = free_port()
+    argv = [sys.executable, "-c", CHEAP, "worker", "--gpus", "0,1", "--broker", farm.broker, "--store", farm.atlas.url]
+    environ = {**os.environ, **farm.environ, "CUDA_VISIBLE_DEVICES": "0,1", "FEATURE_ATLAS_METRICS": str(port),
+               "TMPDIR": str(tmp_path), "FEATURE_ATLAS_BATCH": "2"}  # fmt: skip
+    farm.enqueue()
+    with (tmp_path / "both.log").open("wb") as log:
+        both = subprocess.Popen(argv, cwd=ROOT, env=environ, stdout=log, stderr=log)
+    try:
+        farm.wait(120, left=1)
+        wait_until(lambda: scrape(port)["feature_atlas_jobs_total", "given_up"] == 1, "all is counted", 60)
+        found = scrape(port)
+        # Whichever drew a picture, it is counted once, under the one port
+        assert found["feature_atlas_jobs_total", "ok"] == 18 and found["feature_atlas_workers", ""] == 2
+        (folder,) = {file.parent for file in tmp_path.rglob("counter_*.db")}
+        drew = {file.stem for file in folder.glob("counter_*.db")}
+        assert len(drew) >= 2, "both write into one folder"
+        names = {beat.worker.split("-")[0] for beat in workers(farm.client)}
+        assert names == {"gpu0", "gpu1"}
+    finally:
+        both.terminate()
+        assert both.wait(60) == 0
+    assert not folder.exists(), "it goes with the command"
 
 
 def test_logs_say_what_they_are_about(farm: Farm) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,3 +130,15 @@ def _dangerous(file: Path) -> list[str]:
         if any(word.arg == "shell" for word in node.keywords):
             uses.append("shell")
     return uses
+
+
+def test_every_threat_names_tests_that_are_there() -> None:
+    rows = re.findall(r"^\|([^|\n]+)\|[^|\n]+\|([^|\n]+)\|$", (ROOT / "deploy/README.md").read_text(), re.MULTILINE)
+    threats = {threat.strip(): re.findall(r"`([^`]+)`", tested) for threat, tested in rows if "test_" in tested}
+    assert len(threats) >= 9
+    for threat, named in threats.items():
+        folder = ROOT
+        for name in named:  # a bare name is beside the one before it
+            file = ROOT / name if "/" in name else folder / name
+            assert file.is_file(), f"{threat}: {name}"
+            folder = file.parent

@@ -38,6 +38,7 @@ def test_a_worker_whose_clock_is_wrong_takes_nothing_from_others_and_keeps_its_o
     farm.enqueue()
     right, wrong = farm.start("right"), farm.start("wrong", **clock(ahead))
     wait_until(lambda: sum(beat.alive for beat in workers(farm.client)) == 2, "both are seen to live")
+    assert all(0 <= beat.at - beat.started < 300 for beat in workers(farm.client)), "hours are paid for"
     farm.wait()
     assert farm.in_vain() == 0, farm.drawings().most_common(5)
     farm.check()

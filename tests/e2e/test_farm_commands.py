@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +19,8 @@ from feature_atlas import keys, manifest
 from feature_atlas.atlas import Atlas
 from feature_atlas.cli import main
 from feature_atlas.manifest import Failure
-from feature_atlas.messages import QUEUE, dead_key, field
-from feature_atlas.monitor import GivenUp
+from feature_atlas.messages import QUEUE, WORKERS, dead_key, field
+from feature_atlas.monitor import Beat, GivenUp
 from feature_atlas.spec import Unit
 from tests.conftest import ROOT
 from tests.e2e.farm import is_over
@@ -202,6 +203,30 @@ def test_status_says_what_the_queue_lost(
     assert command("enqueue", url, *broker).out.startswith("10 of 30 jobs sent; 20 were queued")
 
 
+def test_status_says_what_the_rest_costs_and_what_the_workers_have_cost(
+    command: Command, enqueued: tuple[str, list[str]], valkey: RedisServer
+) -> None:
+    url, broker = enqueued
+    atlas, now = Atlas.open(url), time.time()
+    # Ten of thirty pictures, one every ten seconds
+    for i, unit in enumerate(list(atlas.plan.units())[:10]):
+        atlas.store.put(keys.image(unit), b"a picture")
+        os.utime(Path(url, keys.image(unit)), (now - 95 + 10 * i,) * 2)
+    # Two workers, two hours and one, and one that lived for two and is gone
+    with valkey.client() as client:
+        for name, started, at in (("a", 2.0, 0.0), ("b", 1.0, 0.0), ("c", 3.0, 1.0)):
+            beat = Beat(worker=name, host="h", pid=1, device="cpu", started=now - 3600 * started, at=now - 3600 * at)
+            client.hset(WORKERS, name, beat.model_dump_json())
+    found = json.loads(command("status", url, *broker, "--price", "3.6", "--json").out)
+    assert (found["done"], found["missing"], found["seconds_left"]) == (10, 20, 200)
+    # 20 pictures at 0.1 a second by both: 200 s of two workers; and five hours of workers so far
+    assert found["cost"] == {"price": 3.6, "workers": 2, "left": 0.4, "hours": 5.0, "spent": 18.0}
+    said = command("status", url, *broker, "--price", "3.6").out
+    assert "about 0.40 to go, at 3.6 an hour for each of 2 workers" in said
+    assert "18.00 for the 5 hours of the workers below" in said
+    assert "cost" not in json.loads(command("status", url, *broker, "--json").out)
+
+
 def test_retry_sends_what_was_given_up(command: Command, enqueued: tuple[str, list[str]], valkey: RedisServer) -> None:
     url, broker = enqueued
     atlas, unit = Atlas.open(url), Unit("channel", "conv1", 2)
@@ -238,6 +263,11 @@ BAD = {
     "nobody there": (["enqueue", "{atlas}", *MODEL, "--broker", "redis://127.0.0.1:{port}/0"], 5, "no broker at"),
     "no selection": (["enqueue", "{atlas}", "--set", "steps=2", "--broker", "{broker}"], 2, "which network"),
     "no atlas": (["enqueue", "{atlas}", "--broker", "{broker}"], 2, "there is no atlas"),
+    "memory": (["enqueue", "memory:x", *MODEL, "--broker", "{broker}"], 2, "workers cannot write to 'memory:x'"),
+    "to be read": (["enqueue", "https://host/x", *MODEL, "--broker", "{broker}"], 2, "workers cannot write"),
+    "no dry run": (["enqueue", "{atlas}", *MODEL, "--price", "3", "--broker", "{broker}"], 2, "belong to --dry-run"),
+    "no scheme": (["worker", "--broker", "{broker}", "--store", "s4://bucket/"], 2, "did you mean s3"),
+    "no place to write": (["worker", "--broker", "{broker}", "--store", "https://h/"], 2, "workers cannot write"),
     "no place": (["worker", "--broker", "{broker}"], 2, "where may this worker write"),
     "no gpu": (["worker", "--broker", "{broker}", "--store", "/tmp", "--gpus", "7,9"], 5, "GPUs"),
     "not gpus": (["worker", "--broker", "{broker}", "--store", "/tmp", "--gpus", "x"], 2, "say all"),

@@ -103,6 +103,15 @@ def test_share_of_a_folder_points_to_export(folder: Path, capsys: pytest.Capture
     assert "feature-atlas export" in capsys.readouterr().err
 
 
+def ended(process: subprocess.Popen[str]) -> int:
+    """The exit status after Ctrl-C; no process is left behind."""
+    process.send_signal(signal.SIGINT)
+    try:
+        return process.wait(timeout=240)
+    finally:
+        process.kill()
+
+
 def test_view_publishes_a_folder_serves_it_and_ends_quietly(folder: Path) -> None:
     command = [sys.executable, "-m", "feature_atlas", "view", str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -111,8 +120,7 @@ def test_view_publishes_a_folder_serves_it_and_ends_quietly(folder: Path) -> Non
         address = process.stdout.readline().strip()
         with urllib.request.urlopen(address) as answer:
             assert b"<h2>conv2</h2>" in answer.read()
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=240) == 0
+        assert ended(process) == 0
         assert "Traceback" not in process.stderr.read()
 
 
@@ -130,8 +138,7 @@ def test_view_shows_a_private_bucket(moto: MotoServer, monkeypatch: pytest.Monke
         picture = keys.image(Unit("channel", "conv1", 2))
         with urllib.request.urlopen(address + picture) as answer:
             assert answer.read() == open_store(url).get(picture)
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=240) == 0
+        assert ended(process) == 0
 
 
 @pytest.mark.parametrize(

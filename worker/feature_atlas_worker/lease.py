@@ -86,7 +86,8 @@ class Lease:
         ahead = clock_skew(child.client)
         self._say_clock(ahead)
         beat = child.beat_now()
-        beat = beat.model_copy(update={"at": beat.at - ahead})  # by the broker's clock, as all others
+        times = {"at": beat.at - ahead, "started": beat.started - ahead}  # by the broker's clock, as all others
+        beat = beat.model_copy(update=times)
         child.client.hset(WORKERS, child.beat.worker, beat.model_dump_json())
         flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))
         self.flags = {url.decode(): cast("Flag", value.decode()) for url, value in flags.items()}

@@ -88,7 +88,13 @@ def add_broker(parser: argparse.ArgumentParser) -> None:
 
 def run_enqueue(args: argparse.Namespace) -> int:
     """Sends what is missing and says what was where."""
+    from feature_atlas.place import check_shared
+
     settings = _settings(args)
+    if not args.dry_run:
+        if args.price is not None or args.no_pilot or args.device:
+            raise RequestError("--price, --no-pilot and --device belong to --dry-run: say that as well")
+        check_shared(args.url)
     wanted = selection.requests(args, settings) if args.model else []
     if not wanted:
         selection.check_nothing_chosen(args)
@@ -140,9 +146,13 @@ def run_worker(args: argparse.Namespace) -> int:
             " or set FEATURE_ATLAS_ALLOWED_STORES"
         )
     from feature_atlas.broker import connect
+    from feature_atlas.place import check_shared
     from feature_atlas_worker.supervise import Supervisor
     from feature_atlas_worker.visible import check_device, gpus
 
+    for place in allowed:
+        if place != "*":
+            check_shared(place)
     _need("torch")
     connect(settings.broker).close()
     environ = worker_environ(settings, allowed)
