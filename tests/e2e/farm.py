@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -70,6 +71,17 @@ class Worker:
         except OSError:
             return None
         return int(text.split()[0]) if text.split() else None
+
+    def load(self, seconds: float = 2.0) -> float:
+        """Of one core, the part that Celery's parent takes while so many ``seconds`` pass."""
+
+        def ticks() -> int:  # user's and system's: fields 14 and 15
+            fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+            return int(fields[11]) + int(fields[12])
+
+        before, since = ticks(), time.monotonic()
+        time.sleep(seconds)
+        return (ticks() - before) / os.sysconf("SC_CLK_TCK") / (time.monotonic() - since)
 
     def signal(self, number: signal.Signals) -> None:
         if self.process.poll() is None:

@@ -186,6 +186,25 @@ def test_a_broker_killed_and_restarted_goes_on(either_crew: tuple[Farm, RedisSer
     farm.check()
 
 
+def test_a_worker_rests_while_it_renders_whatever_happened_to_child_and_broker(crew: Farm, valkey: RedisServer) -> None:
+    farm, (worker, *_) = crew.over({"slow": 80}), crew.workers
+    farm.enqueue()
+    wait_until(lambda: in_hand(farm) >= 16, "batches in hand")
+    for _ in range(2):  # its successor inherits the parent's connections
+        before = {worker.child, None}
+        worker.kill_child()
+        wait_until(lambda before=before: worker.child not in before, "another process")
+    drawn = len(farm.atlas.done())
+    wait_until(lambda: len(farm.atlas.done()) > drawn and in_hand(farm) >= 16, "batches in hand again")
+    valkey.kill()
+    valkey.start()
+    # Polling a connection that is gone took all of a core.
+    assert worker.load() < 0.25
+    farm.wait()
+    assert worker.load(1) < 0.25
+    farm.check()
+
+
 def test_a_full_disk_is_waited_for_with_the_pictures_in_memory(crew: Farm) -> None:
     farm, full = crew.over({"conv": 40}), crew.folder / "full"
     full.touch()

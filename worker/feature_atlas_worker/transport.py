@@ -1,9 +1,15 @@
-"""kombu's Redis transport, three holes closed: acks that fail, clocks that differ, messages that nobody can read."""
+"""kombu's Redis transport, four holes closed.
+
+They are acks that fail, clocks that differ, messages that nobody can read, and closed connections that wake the worker
+for ever.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import os
 import time
 from typing import Any
 
@@ -95,6 +101,19 @@ class Channel(redis.Channel):  # type: ignore[misc]
     #: How many messages this process has put aside: the watchdog takes it for progress.
     aside = 0
 
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        """As kombu's, but a connection of the event loop leaves the poller before its socket is closed.
+
+        kombu (5.7.0) asks the poller after redis-py has closed the socket, when there is nothing left to name it by.
+        That does no harm as long as nobody else has the socket: the kernel forgets it with its last descriptor.  But a
+        rendering process that was started in place of a dead one has inherited it.  So once the broker had closed the
+        connection, epoll reported its end for ever, and the worker's parent took a whole core until the batch was over.
+        """
+        params: dict[str, Any] = super()._connparams(asynchronous=asynchronous)
+        if asynchronous:
+            params["connection_class"] = _leaving_first(self, params["connection_class"])
+        return params
+
     def _brpop_read(self, **options: Any) -> bool:
         """As kombu's, but what cannot be read is put aside instead of ending the worker."""
         try:
@@ -147,6 +166,18 @@ class Channel(redis.Channel):  # type: ignore[misc]
         before, Channel.aside = Channel.aside, Channel.aside + count
         if before < _SAID or before // 1000 < Channel.aside // 1000:
             log.error("messages were put aside, %d by this worker so far, the last because: %s", Channel.aside, why)
+
+
+def _leaving_first(channel: Channel, base: Any) -> Any:
+    class Connection(base):  # type: ignore[misc]
+        def disconnect(self, *args: Any, **kwargs: Any) -> None:
+            # A forked process shares the poller: what it closes is its own copy, and the parent goes on listening.
+            if channel._registered and self.pid == os.getpid():
+                with contextlib.suppress(OSError):
+                    channel._on_connection_disconnect(self)
+            super().disconnect(*args, **kwargs)
+
+    return Connection
 
 
 class Transport(redis.Transport):  # type: ignore[misc]
