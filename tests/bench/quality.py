@@ -128,7 +128,7 @@ def numbers(model: Any, layer: str, channels: Sequence[int], pictures: list[np.n
 
 def point(name: str, seconds: Sequence[float], lucent_seconds: Sequence[float], seen: Numbers, last: Numbers) -> Point:
     """One line of the frontier; ``faster`` is Lucent's whole run over this one, of the same rounds."""
-    live = ~last["grey"]
+    live = ~last["grey"] & (last["clean"] > 0)
     ratios = {key: round(float(np.median(seen[key][live] / last[key][live])), 3) for key in GOOD}
     faster = statistics.median(theirs / mine for theirs, mine in zip(lucent_seconds, seconds, strict=True))
     return {
