@@ -21,7 +21,7 @@ from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
 from tests import networks
 from tests.bench import __main__ as bench
-from tests.bench import gpu, memory, quality, waterfall
+from tests.bench import gpu, memory, quality, timeline, waterfall
 from tests.bench.rows import Separately
 
 CPU = torch.device("cpu")
@@ -159,3 +159,12 @@ def test_the_sample_stands_for_every_channel() -> None:
     assert sum(sample.values()) == 26_560
     assert sample["conv1"] == 64 and sample["layer4.2.conv3"] == 3 * 2048 and sample["layer3.0.downsample.0"] == 1024
     assert len(sample) == 1 + 4 * 4
+
+
+def test_the_timeline_shows_what_lay_beside_rendering(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    drawn = tmp_path / "timeline.svg"
+    timeline.main(["--store", "folder", "--channels", "4", "--batch", "2", "--steps", "2", "--chart", str(drawn)])
+    told = json.loads(capsys.readouterr().out)
+    assert 0 < told["rendering"] <= told["seconds"] and told["encoding_and_uploading"] > 0
+    text = drawn.read_text()
+    assert ">rendering</text>" in text and all(text.count(colour) > 1 for colour in timeline.COLOURS.values())

@@ -25,6 +25,12 @@ def listen(tell: Listener) -> None:
         _listeners.append(tell)
 
 
+def forget(tell: Listener) -> None:
+    """Calls ``tell`` no more."""
+    if tell in _listeners:
+        _listeners.remove(tell)
+
+
 def spent(phase: Phase, seconds: float, jobs: int = 1) -> None:
     """Tells of a phase that was timed elsewhere."""
     for tell in _listeners:
