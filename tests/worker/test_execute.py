@@ -362,6 +362,21 @@ def test_pictures_are_written_while_the_next_batch_is_drawn() -> None:
     assert begun[0] == 0 and all(unwritten > 0 for unwritten in begun[2:]), begun
 
 
+def test_only_the_very_first_batch_waits_to_see_how_fast_the_store_is() -> None:
+    store, begun = Slow(), list[int]()
+
+    def trouble(targets: Sequence[Target], _batch: int) -> None:
+        begun.append(targets[0].channel - sum(key.startswith(keys.IMAGES) for key in store.written))
+        time.sleep(0.6)
+
+    setting = Setting(32, store)
+    jobs = [setting.atlas.plan.job(unit(channel)) for channel in range(32)]
+    with Executor("cpu", render=Renderer(trouble), load=load, batch=8) as executor:
+        for part in (jobs[:16], jobs[16:]):
+            executor.run(part, store, lambda _outcome: None)
+    assert begun[:3] == [0, 0, 0] and begun[3] > 0, begun  # a run ends with all that it wrote
+
+
 def test_pictures_which_commit_go_before_all_side_cars_of_their_batch() -> None:
     store = Slow()
     Setting(16, store).run(Renderer(), batch=16)

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Set
 from concurrent.futures import Executor, Future
 from contextvars import Context, copy_context
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -135,6 +136,18 @@ class Here(Executor):
         return future
 
 
+@dataclass
+class Pace:
+    """How fast a store takes pictures; outlives a group, so that only the very first batch must wait and see."""
+
+    #: Seconds that one job takes one thread: of late, and 0 before the first.
+    each: float = 0.0
+
+    def note(self, took: float) -> None:
+        """One job more."""
+        self.each = 0.8 * self.each + 0.2 * took if self.each else took
+
+
 class Uploads:
     """Finished jobs on their way to the store, on threads, while the next batch renders.
 
@@ -151,6 +164,7 @@ class Uploads:
         failed_before: Set[Unit] = frozenset(),
         *,
         threads: int = 1,
+        pace: Pace | None = None,
     ) -> None:
         """Nothing is on its way yet.
 
@@ -161,13 +175,13 @@ class Uploads:
             committed: called by :meth:`report`, on its caller's thread.
             failed_before: units whose earlier failure a success forgets.
             threads: of the pool.
+            pace: what earlier uploads on this pool took.
         """
         self.pool, self.store, self.patience, self.committed = pool, store, patience, committed
         self.failed_before, self.threads = failed_before, threads
         self._pending: deque[tuple[Manifest, Future[None], Context]] = deque()
         self._cars: deque[Future[None]] = deque()
-        #: Seconds that one job takes one thread: of late, and 0 before the first.
-        self._each = 0.0
+        self.pace = pace or Pace()
 
     def submit(self, seen: Visualization, about: Manifest, run: Run) -> None:
         """Begins to write a finished job."""
@@ -187,11 +201,11 @@ class Uploads:
         started = time.monotonic()
         put_side_car(self.store, car)
         took += time.monotonic() - started
-        self._each = 0.8 * self._each + 0.2 * took if self._each else took
+        self.pace.note(took)
 
     def fitting(self, seconds: float) -> int:
         """How many jobs are written in this time, as things went of late."""
-        return int(seconds * self.threads / self._each) if self._each else 0
+        return int(seconds * self.threads / self.pace.each) if self.pace.each else 0
 
     def report(self, at_most: int | None = None) -> None:
         """Reports what is committed; waits until ``at_most`` are still on their way, if given.  Raises StoreError."""

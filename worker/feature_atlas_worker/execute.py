@@ -71,6 +71,7 @@ class Executor:
         self._load = load
         self._model: tuple[ModelRef, VisionModel] | None = None
         self.threads = _THREADS
+        self.pace = commit.Pace()
         self.pool = ThreadPoolExecutor(self.threads, "upload")
         self.software = {
             "feature-atlas": feature_atlas.__version__,

@@ -71,7 +71,8 @@ class GroupRun:
         # One alone has nothing to overlap with, and is spared the way to a thread and back.
         pool, threads = (executor.pool, executor.threads) if len(jobs) > 1 else (commit.Here(), 1)
         self.uploads = commit.Uploads(
-            pool, store, executor.patience, self._committed, failed_before, threads=threads
+            pool, store, executor.patience, self._committed, failed_before, threads=threads,
+            pace=executor.pace,
         )  # fmt: skip
         #: The sentence with which two different jobs were refused: the layer is to blame, not the channel.
         self.hopeless: str | None = None
