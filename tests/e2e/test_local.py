@@ -21,6 +21,7 @@ import torch
 from feature_atlas import keys
 from feature_atlas.atlas import Atlas
 from feature_atlas.cli import main
+from feature_atlas.manifest import decode_png, encode_png
 from feature_atlas.spec import Unit
 from feature_atlas.store import DirectoryStore, open_store
 from feature_atlas_worker import execute
@@ -183,6 +184,45 @@ def test_a_truncated_picture_is_found_and_rendered_again_to_the_same_pixels(comm
     assert rendered(command(*line)) == 1
     assert command("verify", str(tmp_path)).code == 0
     assert Atlas.open(tmp_path).manifest(Unit("channel", "conv2", 1)).pixels_sha256 == whole
+
+
+def _cut(data: bytes) -> bytes:
+    return data[:100]
+
+
+def _alter(data: bytes) -> bytes:
+    pixels, record = decode_png(data, "test")
+    return encode_png(255 - pixels, record)
+
+
+@pytest.mark.parametrize("harm", [_cut, _alter])
+def test_a_render_makes_damaged_pictures_again(
+    harm: Callable[[bytes], bytes], command: Command, tmp_path: Path
+) -> None:
+    line = ("render", str(tmp_path), *MODEL, *TINY, "--layers", "conv2", "--channels", "0:2")
+    picture = tmp_path / "images/channel/conv2/00001.png"
+    command(*line)
+    whole = picture.read_bytes()
+    for again in (line, ("render", str(tmp_path), "--allow-model", "tests.networks", "--batch", "4")):
+        picture.write_bytes(harm(whole))
+        ended = command(*again)
+        assert ended.code == 0
+        assert "2 of 2 channels are done" in ended.out and "damaged, removed and made again: 1" in ended.out
+        assert sound(tmp_path)
+        assert decode_png(picture.read_bytes(), "")[0].tobytes() == decode_png(whole, "")[0].tobytes()
+    assert "again" not in command(*line).out
+
+
+def test_a_damaged_picture_that_cannot_be_made_again_is_kept_and_told(command: Command, tmp_path: Path) -> None:
+    line = ("render", str(tmp_path), *MODEL, *TINY, "--layers", "conv2", "--channels", "0:2")
+    picture = tmp_path / "images/channel/conv2/00001.png"
+    command(*line)
+    picture.write_bytes(damaged := _cut(picture.read_bytes()))
+    assert command(*line, "--no-publish").code == 0
+    ended = command("render", str(tmp_path))  # the model's code may not be run
+    assert ended.code == 4
+    assert f"feature-atlas verify --repair {tmp_path}" in ended.err and "not allowed here" in ended.err
+    assert picture.read_bytes() == damaged
 
 
 # -- interrupted

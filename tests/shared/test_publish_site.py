@@ -203,10 +203,12 @@ def test_a_damaged_picture_is_left_out_and_taken_up_once_repaired(
     good = store.get(key)
     store.put(key, harm(good))
     with caplog.at_level(logging.WARNING):
-        assert publish(store).done == 319
+        told = publish(store)
+    assert told.done == 319 and told.left_out == (Unit("channel", "conv1", 7),)
     assert "is left out" in caplog.text
     store.put(key, good)
-    assert publish(store).done == 320
+    told = publish(store)
+    assert told.done == 320 and told.left_out == ()
     after = store.derived()
     # Versions of the masters differ, and with them what the blocks were made from; nothing that is shown does.
     assert {key for key in after if after[key] != before[key]} <= {
@@ -273,6 +275,9 @@ def test_diverse_images_count_only_once_they_are_committed() -> None:
     assert told.done == 19 and len(row.sha256) == plan.variants["diverse"].images == 4
     names = [json.loads(line)["file_name"] for line in store.get(keys.METADATA).decode().splitlines()]
     assert len(names) == 4 * 19 and "images/diverse/conv1/00000-3.png" in names
+    altered, other = (keys.image(Unit("diverse", "conv1", channel), 1) for channel in (3, 4))
+    store.put(altered, store.get(other))
+    assert publish(store).left_out == (Unit("diverse", "conv1", 3),)
 
 
 def test_progress_ends_at_its_total(rendered: MemoryStore) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from feature_atlas.cli import codes, selection
@@ -139,16 +140,33 @@ def _sum_up(works: list[Work], *, as_json: bool) -> int:
     else:
         for work, summary in zip(works, summaries, strict=True):
             _tell(work, summary)
+    for work in works:
+        if work.damaged:
+            _tell_damage(work)
     if interrupted:
         return codes.INTERRUPTED
+    if any(work.damaged for work in works):
+        return codes.INTEGRITY
     partial = any(summary["missing"] or summary["failed"] for summary in summaries)
     return codes.PARTIAL if partial else codes.DONE
+
+
+def _tell_damage(work: Work) -> None:
+    pictures = "1 picture is" if work.damaged == 1 else f"{work.damaged} pictures are"
+    why = f" ({work.why_damaged})" if work.why_damaged else ""
+    print(
+        f"feature-atlas: {pictures} damaged and could not be made again{why};"
+        f" to remove what is broken: feature-atlas verify --repair {work.atlas.url}",
+        file=sys.stderr,
+    )
 
 
 def _tell(work: Work, counts: dict[str, Any]) -> None:
     dead = f" ({counts['dead']} dead)" if counts["dead"] else ""
     new = f"{work.rendered} new in {duration(work.seconds)}"
     print(f"{counts['done']} of {counts['planned']} channels are done{dead}; {new}")
+    if work.repaired:
+        print(f"damaged, removed and made again: {work.repaired}")
     for sentence, count in work.errors.items():
         print(f"{count} failed: {sentence}")
     if counts["failed"]:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from types import FrameType
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from feature_atlas.cli import codes
 from feature_atlas.cli.progress import Progress
 from feature_atlas.cli.publisher import Publisher
-from feature_atlas.errors import EnvironmentFault
+from feature_atlas.errors import EnvironmentFault, IntegrityError, RequestError, StoreError
 
 if TYPE_CHECKING:
     from feature_atlas.atlas import Atlas
@@ -38,14 +39,32 @@ class Work:
     page: str = ""
     interrupted: bool = False
     errors: dict[str, int] = field(default_factory=dict)
+    #: Pictures that publishing found damaged: made again, and left as they are with the reason.
+    repaired: int = 0
+    damaged: int = 0
+    why_damaged: str = ""
 
     def render(self, executor: Executor, *, publish: bool) -> None:
-        """Renders what is missing, group by group; a process beside us publishes on the way, and we at the end."""
+        """Renders what is missing, group by group; a process beside us publishes on the way, and we at the end.
+
+        What publishing finds damaged is removed, rendered and published again, once.
+        """
         started = time.monotonic()
         todo = [unit for unit in self.atlas.missing() if unit in self.plan]
-        planned = len(self.plan)
+        self._make(executor, todo, len(self.plan), follow=publish)
+        if publish:
+            left_out = self._publish()
+            if left_out and (removed := self._remove(executor, left_out)):
+                self._make(executor, removed, len(removed), follow=False)
+                left_out = self._publish()
+                self.repaired = len(set(removed) & self.atlas.done() - set(left_out))
+            self.damaged = len(left_out)
+        self.seconds = time.monotonic() - started
+
+    def _make(self, executor: Executor, todo: list[Unit], planned: int, *, follow: bool) -> None:
+        """Renders these units, of ``planned`` ones to count."""
         with (
-            Publisher(self.atlas.url, wanted=publish and bool(todo)),
+            Publisher(self.atlas.url, wanted=follow and bool(todo)),
             Progress(self.atlas.file.model.name, planned, planned - len(todo)) as progress,
             Interrupt() as interrupt,
         ):
@@ -58,9 +77,6 @@ class Work:
                 print(f"{self.rendered} new channels are kept; the same command goes on from there", file=sys.stderr)
                 raise
         self.interrupted = interrupt.asked
-        if publish:
-            self._publish()
-        self.seconds = time.monotonic() - started
 
     def _group(self, executor: Executor, units: list[Unit], progress: Progress, interrupt: Interrupt) -> None:
         """Renders one group, a few batches at a time: what others finished meanwhile is left out."""
@@ -81,27 +97,46 @@ class Work:
             there = self.atlas.done(units[0].variant, units[0].layer)
             progress.add(sum(unit in there for unit in rest))
             rest = [unit for unit in rest if unit not in there]
-            jobs = [self.plan.job(unit) for unit in rest]
+            jobs = [self.atlas.plan.job(unit) for unit in rest]
             count = _BATCHES * executor.sizes.of(jobs[0]) if jobs else 0
             executor.run(jobs[:count], self.atlas.store, report, interrupt.is_asked, step)
             rest = rest[count:]
 
-    def _publish(self) -> None:
-        """Publishes what there is; interrupted, it only tells the page that is there."""
+    def _remove(self, executor: Executor, left_out: Sequence[Unit]) -> list[Unit]:
+        """Removes what is damaged among these units, where this command can make it again; returns what is missing."""
+        from feature_atlas.spec import RENDERER
+
+        variants = self.atlas.plan.variants
+        mine = [unit for unit in left_out if variants[unit.variant].renderer == RENDERER]
+        if len(mine) < len(left_out):
+            self.why_damaged = "planned for another release"
+        try:
+            executor.model(self.atlas.file.model, self.atlas.store.get)  # before anything is removed
+            return self.atlas.repair(list(self.atlas.verify(mine)))
+        except (RequestError, IntegrityError, StoreError) as error:
+            self.why_damaged = str(error)
+            return []
+
+    def _publish(self) -> tuple[Unit, ...]:
+        """Publishes what there is and returns what it left out; interrupted, it only tells the page that is there."""
         from feature_atlas import keys
         from feature_atlas.publish import publish
         from feature_atlas.publish.site import page_of
 
         if not self.interrupted:
-            self.page = publish(self.atlas).page
-        elif any(self.atlas.store.list(keys.PAGE)):
+            told = publish(self.atlas)
+            self.page = told.page
+            return told.left_out
+        if any(self.atlas.store.list(keys.PAGE)):
             self.page = page_of(self.atlas.store)
+        return ()
 
     def summary(self) -> dict[str, Any]:
         """What happened, for scripts."""
         return {
             "url": self.atlas.url, "model": self.atlas.file.model.name, "rendered": self.rendered,
             "seconds": round(self.seconds, 1), "page": self.page, "errors": self.errors,
+            "repaired": self.repaired, "damaged": self.damaged,
         }  # fmt: skip
 
     def counts(self) -> dict[str, int]:

@@ -65,6 +65,8 @@ class LayerBuilder:
         self.readers = readers
         self.packs, self.live = packs, live
         self.on_units = on_units
+        #: Units whose files could not be read: damaged, misplaced or gone.
+        self.left_out: list[Unit] = []
         self.old = None if fresh or keys.layer(entry.name) not in self.present else read_old(store, entry.name)
 
     def build(self) -> LayerFile:
@@ -137,6 +139,8 @@ class LayerBuilder:
         sheets = {str(size): job.result() for size, job in sorted(jobs.items())}
         if len(loaded) < len(members):
             inputs = ""  # something was unreadable: look again next time
+            there = {one.row.channel for one in loaded}
+            self.left_out += [Unit(group.variant, group.layer, channel) for channel in members if channel not in there]
         return Block(inputs=inputs, sheets=sheets, **pack), rows
 
     def _sheet(self, loaded: list[blocks.Loaded], group: Group, number: int, size: int) -> str:

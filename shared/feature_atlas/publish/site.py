@@ -25,6 +25,7 @@ from feature_atlas.publish.records import LayerFile, PublishedFile
 from feature_atlas.publish.selectivity import Judge, merged
 from feature_atlas.publish.shelf import Shelf
 from feature_atlas.publish.survey import survey
+from feature_atlas.spec import Unit
 
 if TYPE_CHECKING:
     from feature_atlas.store import Store
@@ -53,6 +54,8 @@ class Published:
     #: Files written this time, sheets and packs aside.
     written: int
     seconds: float
+    #: Units that are not shown, because their files are damaged, misplaced or gone.
+    left_out: tuple[Unit, ...] = ()
 
 
 def publish(
@@ -97,6 +100,7 @@ class Site:
         self.version = ""
         self.started = time.monotonic()
         self.groups = survey(self.store, self.plan)
+        self.left_out: list[Unit] = []
         self.seen, self.expected = 0, sum(len(group.done) for group in self.groups.values())
         prefixes = (keys.LAYERS, keys.SHEETS, keys.PACKS)
         self.present = {info.key for prefix in prefixes for info in self.store.list(prefix)}
@@ -126,6 +130,7 @@ class Site:
         return Published(
             self.store.url, page_of(self.store), catalogue.root_sha256(), **catalogue.counts, version=self.version,
             written=self.shelf.written, seconds=time.monotonic() - self.started,
+            left_out=tuple(self.left_out),
         )  # fmt: skip
 
     def _layer(self, name: str, readers: ThreadPoolExecutor) -> LayerFile:
@@ -135,7 +140,9 @@ class Site:
             packs=self.packs, live=self.live, fresh=self.fresh, on_units=self._advance,
         )  # fmt: skip
         known = keys.selectivity(name) in self.present
-        file = merged(self.store, builder.build(), self.plan.variants, self.judge, known)
+        built = builder.build()
+        self.left_out += builder.left_out
+        file = merged(self.store, built, self.plan.variants, self.judge, known)
         self.shelf.put(keys.layer(name), file.model_dump_json(by_alias=True).encode() + b"\n", JSON)
         self.shelf.put(keys.layer(name, "js"), scripts.script(name, scripts.grid(file, self.plan.variants)), SCRIPT)
         self.shelf.put(keys.detail(name), scripts.script(f"{name}/detail", scripts.detail(file)), SCRIPT)
