@@ -12,7 +12,7 @@ from feature_atlas.errors import RequestError
 from feature_atlas.keys import check_name
 from feature_atlas.networks import Network
 from feature_atlas.plan import PlanFile
-from feature_atlas.spec import ModelRef, Recipe
+from feature_atlas.spec import RENDERER, ModelRef, Recipe
 from feature_atlas_producer.select import select
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -58,13 +58,17 @@ def parse_settings(settings: Iterable[str]) -> dict[str, Any]:
     ``["steps=256", "jitter=8,4", "pick=last"]`` gives ``{"steps": 256, "jitter": [8, 4], "pick": "last"}``.
 
     Raises:
-        RequestError: no ``key=value``, or a key twice with two values.
+        RequestError: no ``key=value``, a key twice with two values, or the renderer, which is the release's own.
     """
     changes: dict[str, Any] = {}
     for text in settings:
         key, equals, value = (part.strip() for part in text.partition("="))
         if not (key and equals and value):
             raise RequestError(f"--set {text!r} is no setting: write key=value, such as steps=256 or jitter=8,4")
+        if key == "renderer":
+            raise RequestError(
+                f"--set {text}: the renderer is this release's own ({RENDERER}) and cannot be chosen: leave it out"
+            )
         parsed = _value(value)
         if changes.setdefault(key, parsed) != parsed:
             raise RequestError(f"--set gives {key} twice: {changes[key]!r} and {parsed!r}")

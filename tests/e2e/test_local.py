@@ -351,6 +351,16 @@ BAD_INPUT = {
     "recipe field": ([*MODEL, "--set", "step=3"], "unknown field 'step'; did you mean steps"),
     "recipe value": ([*MODEL, "--set", "steps=0"], "steps=0: input should be greater than or equal to 1"),
     "no setting": ([*MODEL, "--set", "steps"], "--set 'steps' is no setting"),
+    "renderer": ([*MODEL, "--set", "renderer=1"], "--set renderer=1: the renderer is this release's own"),
+    "position": (
+        [*MODEL, *TINY, "--variant", "neuron", "--set", "position=40,40"],
+        "layer 'conv1': neuron position 40,40 is not on this layer's map of",
+    ),
+    "position where the picture is coarse": (
+        [*MODEL, *TINY, "--layers", "conv1", "--variant", "neuron", "--set", "position=5,5", "--set", "coarse=0.5",
+         "--set", "coarse_steps=1"],
+        "is not on this layer's map of 4 rows",
+    ),
     "diversity": ([*MODEL, "--set", "diversity=1"], "needs at least 2 images per job"),
     "device": ([*MODEL, "--device", "gpu"], "='gpu': not a device (auto, cpu, cuda or cuda:N"),
     "batch": ([*MODEL, "--batch", "0"], "FEATURE_ATLAS_BATCH=0"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import socket
 from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from feature_atlas_worker.devices import computes_half, device_of
 from feature_atlas_worker.group import GroupRun, Outcome
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
+from feature_atlas_worker.objectives import place
+from feature_atlas_worker.params import coarse_size
 from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Visualization, render
 from feature_atlas_worker.rewrite import ALL
@@ -117,12 +120,14 @@ class Executor:
     def check(self, ref: ModelRef, layers: Sequence[str], recipes: Iterable[Recipe], read: models.Read) -> None:
         """Looks whether pictures of these recipes pass the network up to these layers, before anything is written.
 
+        A neuron's position must lie on every layer's map.
+
         Raises:
             RequestError: one does not; and as :meth:`model`.
         """
-        model = self.model(ref, read)
+        model, wanted = self.model(ref, read), list(recipes)
         for size, recipe in {
-            recipe.network_size or padded(recipe.size, recipe.pad): recipe for recipe in recipes
+            recipe.network_size or padded(recipe.size, recipe.pad): recipe for recipe in wanted
         }.items():
             try:
                 inspect.describe(model.module, size)
@@ -130,6 +135,24 @@ class Executor:
                 for layer in layers:
                     with open_network(model, layer, recipe, self.device):
                         pass
+        for recipe in wanted:
+            if recipe.position is not None:
+                for layer in layers:
+                    self._check_position(model, layer, recipe)
+
+    def _check_position(self, model: VisionModel, layer: str, recipe: Recipe) -> None:
+        """Raises RequestError where the neuron is not on the layer's map at some size that the network will see."""
+        sizes = {(recipe.size, recipe.pad), (recipe.size, 0)}  # climbing, and measuring the finished picture
+        if recipe.coarse_steps:
+            size = coarse_size(recipe.size, recipe.coarse)
+            sizes.add((size, math.ceil(recipe.pad * size[0] / recipe.size[0])))
+        for size, pad in sorted(sizes):
+            seen = recipe.model_copy(update={"size": size, "pad": pad})
+            with open_network(model, layer, seen, self.device) as network:
+                try:
+                    place(*network.map, seen)
+                except RequestError as error:
+                    raise RequestError(f"layer {layer!r}: {error}") from None
 
     def run(
         self,

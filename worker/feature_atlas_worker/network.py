@@ -63,6 +63,8 @@ class Network:
         self._std = torch.tensor(model.std, device=device).view(1, -1, 1, 1)
         self._resample = recipe.network_size
         self.channels = 0
+        #: (height, width) of the layer's map, for a picture of the recipe's size.
+        self.map = (0, 0)
         self.rewrites = rewrites
 
     def __call__(self, picture: Tensor, allow: Tensor | None = None, *, climbing: bool = False) -> Tensor:
@@ -148,7 +150,7 @@ def open_network(
                 activations = network(probe)
             if activations[0].numel() == 0:
                 raise _refused(layer, size, model, None)
-            network.channels = activations.shape[1]
+            network.channels, network.map = activations.shape[1], (activations.shape[2], activations.shape[3])
             yield network
 
 
