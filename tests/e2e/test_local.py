@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -253,7 +254,8 @@ def test_ctrl_c_keeps_what_is_done_and_says_how_to_go_on(
     left = pictures(tmp_path)
     assert f"{left} of 8 channels are done" in out
     assert f"{8 - left} are missing; to go on: feature-atlas render {tmp_path}" in out
-    again = command("render", str(tmp_path), "--allow-model", "tests.networks", "--batch", "2", "--json")
+    hint = next(line for line in out.splitlines() if "to go on" in line).partition("feature-atlas ")[2]
+    again = command(*shlex.split(hint), "--batch", "2", "--json")
     assert (again.code, rendered(again)) == (0, 8 - left)
 
 

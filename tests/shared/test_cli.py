@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shlex
 import struct
 import subprocess
 import sys
@@ -100,6 +101,14 @@ def test_watch_ends_when_nothing_is_missing(
     assert code == 0
     assert [json.loads(line)["done"] for line in out.splitlines()] == [0, 1, 2, 3]
     assert looks == [5.0] * 3
+
+
+def test_what_to_type_next_can_be_pasted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = MODEL.model_copy(update={"name": "python:my.nets:toy"})
+    url = str(tmp_path / "two words; $HOME")
+    Atlas.grow(url, model, request(model=model))
+    _, out, _ = run(capsys, "retry", url)
+    assert shlex.split(out.partition("feature-atlas ")[2]) == ["render", url, "--allow-model", "my.nets"]
 
 
 def test_retry_makes_failures_missing_again(atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,11 +7,12 @@ import contextlib
 import importlib.util
 import json
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from feature_atlas.cli import codes, selection
+from feature_atlas.cli import codes, hints, selection
 from feature_atlas.cli.progress import Progress
 from feature_atlas.errors import RequestError
 
@@ -130,10 +131,10 @@ def _tell(atlas: Atlas, counts: dict[str, Any]) -> None:
     ) if counts[name]]  # fmt: skip
     print(f"{counts['sent']} of {counts['planned']} jobs sent" + (f"; {', '.join(parts)}" if parts else ""))
     if counts["failed"]:
-        print(f"to try failed ones again: feature-atlas retry {atlas.url}")
+        print(f"to try failed ones again: {hints.command('retry', atlas)}")
     if counts["sent"]:
-        print(f"workers: feature-atlas worker --store {atlas.url}")
-        print(f"how far: feature-atlas status {atlas.url} --watch")
+        print(f"workers: {hints.command('worker --store', atlas, runs=True)}")
+        print(f"how far: {hints.command('status', atlas)} --watch")
 
 
 def run_worker(args: argparse.Namespace) -> int:
@@ -201,10 +202,10 @@ def run_steer(args: argparse.Namespace) -> int:
         if args.command == "cancel":
             dropped = steer.cancel(client, url)
             place.withdraw(store)
-            print(f"{dropped} jobs taken out of the queue; to go on one day: feature-atlas enqueue {url}")
+            print(f"{dropped} jobs taken out of the queue; to go on one day: feature-atlas enqueue {shlex.quote(url)}")
         elif args.command == "pause":
             steer.pause(client, url)
-            print(f"paused; batches in hand are finished.  To go on: feature-atlas resume {url}")
+            print(f"paused; batches in hand are finished.  To go on: feature-atlas resume {shlex.quote(url)}")
         else:
             steer.resume(client, url)
             print("resumed")

@@ -7,7 +7,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from feature_atlas.cli import codes, selection
+from feature_atlas.cli import codes, hints, selection
 from feature_atlas.cli.progress import duration, table
 from feature_atlas.cli.work import Work
 
@@ -156,7 +156,7 @@ def _tell_damage(work: Work) -> None:
     why = f" ({work.why_damaged})" if work.why_damaged else ""
     print(
         f"feature-atlas: {pictures} damaged and could not be made again{why};"
-        f" to remove what is broken: feature-atlas verify --repair {work.atlas.url}",
+        f" to remove what is broken: {hints.command('verify --repair', work.atlas)}",
         file=sys.stderr,
     )
 
@@ -170,8 +170,8 @@ def _tell(work: Work, counts: dict[str, Any]) -> None:
     for sentence, count in work.errors.items():
         print(f"{count} failed: {sentence}")
     if counts["failed"]:
-        print(f"to try {counts['failed']} failed ones again: feature-atlas retry {work.atlas.url}, then render again")
+        print(f"to try {counts['failed']} failed ones again: {hints.command('retry', work.atlas)}, then render again")
     if work.interrupted or counts["missing"]:
-        print(f"{counts['missing']} are missing; to go on: feature-atlas render {work.atlas.url}")
+        print(f"{counts['missing']} are missing; to go on: {hints.command('render', work.atlas, runs=True)}")
     if work.page:
         print(f"open {work.page}")

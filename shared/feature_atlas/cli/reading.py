@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from feature_atlas.cli import codes, queued
+from feature_atlas.cli import codes, hints, queued
 from feature_atlas.cli.progress import Progress, duration, table
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def run_status(args: argparse.Namespace) -> int:
         else:
             if args.watch and sys.stdout.isatty():
                 print("\x1b[H\x1b[2J", end="")
-            _print_status(found)
+            _print_status(found, atlas)
         if not args.watch or not (found["missing"] or queued.on_the_way(found["queue"])):
             return codes.PARTIAL if found["missing"] or found["failed"] else codes.DONE
         time.sleep(max(args.every, 0.1))
@@ -88,7 +88,7 @@ def _rate(atlas: Atlas) -> float:
     return (len(times) - 1) / (times[-1] - times[0])
 
 
-def _print_status(found: dict[str, Any]) -> None:
+def _print_status(found: dict[str, Any], atlas: Atlas) -> None:
     columns = ("variant", "layer", "planned", "done", "missing", "dead", "failed")
     print(table([tuple(group[name] for name in columns) for group in found["groups"]], columns))
     print(f"\n{found['model']} ({found['weights']}) at {found['url']}")
@@ -104,7 +104,7 @@ def _print_status(found: dict[str, Any]) -> None:
     if found["queue"] is not None:
         queued.show(found["queue"], found["missing"])
     if found["failed"]:
-        print(f"to try failed ones again: feature-atlas retry {found['url']}, then render again")
+        print(f"to try failed ones again: {hints.command('retry', atlas)}, then render again")
 
 
 def run_verify(args: argparse.Namespace) -> int:
@@ -128,9 +128,9 @@ def run_verify(args: argparse.Namespace) -> int:
             print(problem.sentence)
         print(f"{checked} pictures checked: {len(broken)} problems, {len(problems) - len(broken)} harmless")
         if removed:
-            print(f"{len(removed)} removed; to make them again: feature-atlas render {atlas.url}")
+            print(f"{len(removed)} removed; to make them again: {hints.command('render', atlas, runs=True)}")
         elif broken:
-            print(f"to remove them and make them again: feature-atlas verify --repair {atlas.url}, then render")
+            print(f"to remove them and make them again: {hints.command('verify --repair', atlas)}, then render")
     if not broken:
         return codes.DONE
     return codes.PARTIAL if len(removed) == len(broken) else codes.INTEGRITY
@@ -151,6 +151,7 @@ def run_retry(args: argparse.Namespace) -> int:
             atlas.store.delete(key)
     also = f" and {len(dead)} dead ones" if args.dead else ""
     sent = queued.send_again(args, atlas)
-    how = f"to render them: feature-atlas render {atlas.url}" if sent is None else f"{sent} jobs sent to the queue"
+    again = f"to render them: {hints.command('render', atlas, runs=True)}"
+    how = again if sent is None else f"{sent} jobs sent to the queue"
     print(f"{len(failed)} failed units{also} are missing again; {how}")
     return codes.DONE

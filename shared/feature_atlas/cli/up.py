@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from feature_atlas import monitor
-from feature_atlas.cli import codes
+from feature_atlas.cli import codes, hints
 from feature_atlas.cli.farm import worker_environ
 from feature_atlas.cli.progress import Progress, duration
 from feature_atlas.cli.publisher import publishers
@@ -120,8 +120,8 @@ class Up:
         if self.as_json:
             print(json.dumps({"atlases": rows, "seconds": round(seconds, 1), "interrupted": interrupted}, indent=1))
         else:
-            for row in rows:
-                _tell(row, seconds)
+            for atlas, row in zip(self.atlases, rows, strict=True):
+                _tell(atlas, row, seconds)
         if interrupted:
             return codes.INTERRUPTED
         return codes.PARTIAL if any(row["missing"] or row["failed"] for row in rows) else codes.DONE
@@ -137,13 +137,13 @@ class Up:
         return {"url": atlas.url, "planned": len(atlas.plan), **counts, "page": page}
 
 
-def _tell(row: dict[str, Any], seconds: float) -> None:
+def _tell(atlas: Atlas, row: dict[str, Any], seconds: float) -> None:
     dead = f" ({row['dead']} dead)" if row["dead"] else ""
     print(f"{row['done']} of {row['planned']} channels are done{dead}; {duration(seconds)}")
     if row["failed"]:
-        print(f"to try {row['failed']} failed ones again: feature-atlas retry {row['url']}, then up again")
+        print(f"to try {row['failed']} failed ones again: {hints.command('retry', atlas)}, then up again")
     if row["missing"]:
-        print(f"{row['missing']} are missing; to go on: feature-atlas up {row['url']}")
+        print(f"{row['missing']} are missing; to go on: {hints.command('up', atlas, runs=True)}")
     if row["page"]:
         print(f"open {row['page']}")
 
