@@ -14,6 +14,7 @@ from feature_atlas.spec import Recipe
 from feature_atlas_worker import measure
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import Network, open_network
+from feature_atlas_worker.render import Target, render
 from tests import networks
 
 SIZE = (32, 40)
@@ -65,7 +66,7 @@ def test_robust_activation_sees_moved_and_blurred_pictures(network: Network) -> 
 @pytest.mark.parametrize("change", [{}, {"objective": "neuron"}, {"objective": "neuron", "position": (1, 3)}])
 def test_noise_statistics_are_those_of_each_channel(network: Network, change: dict[str, Any]) -> None:
     recipe = Recipe(size=SIZE, **change)
-    mean, std = measure.noise(network, recipe, 8)
+    mean, std = measure.noise(network, recipe)
     assert mean.shape == std.shape == (12,)
     image = measure._noise_pictures(recipe, 0, measure.NOISES, torch.device("cpu"))
     for channel in (0, 7, 11):
@@ -76,17 +77,35 @@ def test_noise_statistics_are_those_of_each_channel(network: Network, change: di
 
 def test_noise_of_a_layer_is_one_number(network: Network) -> None:
     recipe = Recipe(size=SIZE, objective="layer")
-    mean, std = measure.noise(network, recipe, 8)
+    mean, std = measure.noise(network, recipe)
     assert len(set(mean.tolist())) == len(set(std.tolist())) == 1 and mean[0] > 0
 
 
-def test_noise_does_not_depend_on_the_batch() -> None:
-    def measured(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+def test_noise_is_the_same_to_the_last_digit_whatever_the_batch() -> None:
+    def measured(batch: int) -> tuple[float, float]:
         model = VisionModel(*networks.toy())  # a new network: what is measured once is kept
-        with open_network(model, "conv2", Recipe(size=SIZE), torch.device("cpu")) as opened:
-            return measure.noise(opened, Recipe(size=SIZE), batch)
+        (one,) = render(model, [Target("conv2", 3)], Recipe(size=SIZE, steps=1), batch=batch)
+        assert one.activation is not None
+        return one.activation.noise_mean, one.activation.noise_std
 
-    torch.testing.assert_close(measured(3), measured(32))
+    assert measured(1) == measured(3) == measured(8)
+
+
+def test_noise_is_measured_in_halves_where_memory_is_short(network: Network) -> None:
+    shown: list[int] = []
+
+    class Short:
+        module, layer, device = nn.Identity(), network.layer, network.device
+
+        def __call__(self, picture: torch.Tensor) -> torch.Tensor:
+            shown.append(len(picture))
+            if len(picture) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return network(picture)
+
+    recipe = Recipe(size=SIZE)
+    torch.testing.assert_close(measure.noise(Short(), recipe), measure.noise(network, recipe))  # type: ignore[arg-type]
+    assert shown == [8, 4, 4] * 4
 
 
 def test_noise_of_many_neurons_takes_no_more_room_than_their_maps() -> None:
@@ -94,7 +113,7 @@ def test_noise_of_many_neurons_takes_no_more_room_than_their_maps() -> None:
     model = VisionModel(nn.Sequential(nn.Conv2d(3, 20_000, 1)), networks.MEAN, networks.STD, (8, 8))
     recipe = Recipe(size=(8, 8), objective="neuron")
     with open_network(model, "0", recipe, torch.device("cpu")) as network:
-        mean, _ = measure.noise(network, recipe, 16)
+        mean, _ = measure.noise(network, recipe)
     assert mean.shape == (20_000,) and mean.isfinite().all()
 
 

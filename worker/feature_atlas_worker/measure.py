@@ -22,6 +22,8 @@ from feature_atlas_worker.params import Parameterization, stream
 VIEWS = 8
 #: Noise pictures behind ``activation.normalized``.
 NOISES = 32
+#: How many of them the network sees at once, whatever the batch: sums of another shape have other last digits.
+_AT_ONCE = 8
 #: Fewest views with which a checkpoint is judged.
 JUDGES = 3
 
@@ -58,7 +60,7 @@ def robust(network: Network, image: Tensor, channels: Tensor, recipe: Recipe, co
 
 
 @torch.no_grad()
-def noise(network: Network, recipe: Recipe, batch: int) -> tuple[Tensor, Tensor]:
+def noise(network: Network, recipe: Recipe) -> tuple[Tensor, Tensor]:
     """(mean, standard deviation) per channel of the objective over seeded 1/f**1.3 noise.  -> [C], [C] on the CPU.
 
     Kept per network: one pass serves every channel of a layer.
@@ -66,20 +68,26 @@ def noise(network: Network, recipe: Recipe, batch: int) -> tuple[Tensor, Tensor]
     kept = _noise_cache.setdefault(network.module, {})
     key = (network.layer, recipe.size, recipe.network_size, recipe.objective, recipe.position, recipe.decorrelate)
     if key not in kept:
-        seen = []
-        for start in range(0, NOISES, batch):
-            acts = network(_noise_pictures(recipe, start, batch, network.device))
-            if recipe.objective == "layer":
-                found = (acts**2).flatten(1).mean(1, keepdim=True).expand(-1, acts.shape[1])  # [N, C]
-            elif recipe.objective == "neuron":
-                row, column = objectives.place(acts.shape[2], acts.shape[3], recipe)
-                found = acts[:, :, row, column]
-            else:
-                found = acts.flatten(2).mean(2)
-            seen.append(found[: NOISES - start].cpu())
-        values = torch.cat(seen)
+        values = torch.cat([_answers(network, recipe, start, _AT_ONCE) for start in range(0, NOISES, _AT_ONCE)])
         kept[key] = (values.mean(0), values.std(0))
     return kept[key]
+
+
+def _answers(network: Network, recipe: Recipe, start: int, count: int) -> Tensor:
+    """What every channel says to some noise pictures; where memory is short, in halves.  -> [count, C] on the CPU."""
+    try:
+        acts = network(_noise_pictures(recipe, start, count, network.device))
+        if recipe.objective == "layer":
+            return (acts**2).flatten(1).mean(1, keepdim=True).expand(-1, acts.shape[1]).cpu()
+        if recipe.objective == "neuron":
+            row, column = objectives.place(acts.shape[2], acts.shape[3], recipe)
+            return acts[:, :, row, column].cpu()
+        return acts.flatten(2).mean(2).cpu()
+    except torch.OutOfMemoryError:
+        if count == 1:
+            raise
+    half = count // 2  # out here, where the error no longer holds what did not fit
+    return torch.cat((_answers(network, recipe, start, half), _answers(network, recipe, start + half, count - half)))
 
 
 def _noise_pictures(recipe: Recipe, start: int, count: int, device: torch.device) -> Tensor:

@@ -155,7 +155,7 @@ def _results(
     start = measure.activation(network, trace.initial, channels, recipe).cpu()
     final = measure.activation(network, trace.last.nan_to_num(0.5), channels, recipe).cpu()
     robust = measure.robust(network, shown, channels, recipe, measure.VIEWS).cpu()
-    noise_mean, noise_std = measure.noise(network, recipe, len(channels))
+    noise_mean, noise_std = measure.noise(network, recipe)
     initial = measure.to_bytes(trace.initial) if recipe.keep_initial else None
     history, steps = trace.history.cpu(), trace.best_step.cpu()
     blocked = trace.blocked.cpu()

@@ -47,7 +47,7 @@ class Judge:
         """
         self._model = self._model or self._load()
         with open_network(self._model, layer, recipe, self._device) as network, torch.no_grad():
-            mean, std = measure.noise(network, recipe, BATCH)
+            mean, std = measure.noise(network, recipe)
             rest = iter(pictures)
             while batch := list(islice(rest, BATCH)):
                 image = measure.from_bytes(np.stack([pixels for _, pixels in batch]), self._device)
