@@ -172,6 +172,18 @@ def test_doctor_tells_what_fails(
     assert "fail  store" in out
 
 
+@pytest.mark.parametrize(
+    ("data", "sentence"), [(b'{"schema": 2}', "update feature-atlas"), (b'{"schema": 1, "mod', "is damaged")]
+)
+def test_doctor_takes_a_damaged_or_newer_atlas_for_a_failure(
+    data: bytes, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    DirectoryStore(tmp_path).put(keys.ATLAS, data)
+    code, out, _ = run(capsys, "doctor", str(tmp_path))
+    line = next(line for line in out.splitlines() if line.startswith("fail"))
+    assert code == 5 and line.startswith("fail  atlas") and sentence in line
+
+
 def test_doctor_names_a_store_that_does_not_list(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

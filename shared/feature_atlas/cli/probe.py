@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from feature_atlas.errors import AtlasError, StoreError
+from feature_atlas.errors import AtlasError, IntegrityError, StoreError
 
 if TYPE_CHECKING:
     import redis
@@ -49,7 +49,9 @@ def store(url: str, *, make_bucket: bool) -> Iterator[Finding]:
         yield Finding("ok", "atlas", f"{len(atlas.plan)} channels of {atlas.file.model.name} are planned here")
     except StoreError as error:
         yield Finding("fail", "store", str(error))
-    except AtlasError as error:
+    except IntegrityError as error:
+        yield Finding("fail", "atlas", str(error))
+    except AtlasError as error:  # there is none yet
         yield Finding("warn", "atlas", str(error))
 
 
