@@ -43,21 +43,6 @@ def dry_run(args: argparse.Namespace, wanted: list[Request], settings: Settings)
         if args.price is not None:
             print(f"  {hours * args.price:.2f} ± {error * args.price:.2f} at {args.price:g} an hour")
     return codes.DONE
-    for row in found:
-        print(f"{row['url']}: {row['jobs']} jobs ({row['done']} of {row['planned']} are done)")
-        size = row["bytes"] / 1e9
-        if "seconds" not in row:
-            print(f"  about {size:.2g} GB; hours are measured where torch is installed, by a small sample")
-            continue
-        hours, error = row["seconds"] / 3600, row["seconds_error"] / 3600
-        print(f"  {size:.2g} ± {row['bytes_error'] / 1e9:.1g} GB")
-        print(
-            f"  {hours:.2g} ± {error:.1g} hours of one worker like this ({row['device']}, batch {row['batch']};"
-            f" {row['sampled']} pictures tried); {duration(row['seconds'] / 8)} with eight of them"
-        )
-        if args.price is not None:
-            print(f"  {hours * args.price:.2f} ± {error * args.price:.2f} at {args.price:g} an hour")
-    return codes.DONE
 
 
 def _one(args: argparse.Namespace, request: Request, settings: Settings) -> dict[str, Any]:
