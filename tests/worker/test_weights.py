@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import warnings
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,14 @@ def test_code_in_a_torch_file_is_refused_and_not_run(tmp_path: Path, zipped: boo
     with pytest.raises(RequestError, match=r"x was refused: it holds more than tensors .*\.system.*state_dict alone"):
         weights.read(data, "x")
     assert not mark.exists()
+
+
+def test_a_file_of_a_later_pickle_protocol_is_refused_without_a_warning(tmp_path: Path) -> None:
+    data = saved({"a": torch.ones(2)}, tmp_path / "x.pth", pickle_protocol=4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(RequestError, match="x was refused"):
+            weights.read(data, "x")
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))

@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,7 +62,9 @@ def _read_safetensors(data: bytes, what: str) -> dict[str, Tensor]:
 
 def _read_torch(data: bytes, what: str) -> dict[str, Tensor]:
     try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # what cannot be read is said below
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         held = f" ({asked[1]})" if asked else ""
