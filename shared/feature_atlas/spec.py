@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -34,6 +34,8 @@ class Record(BaseModel):
     """A frozen record.  Unknown fields are refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+    #: How fields of several numbers are written, for people who wrote them otherwise.
+    forms: ClassVar[dict[str, str]] = {}
 
     def canonical(self) -> bytes:
         """The one JSON spelling of this record: sorted keys, no blanks, defaults left out."""
@@ -70,17 +72,23 @@ def sentence(error: ValidationError, cls: type[BaseModel]) -> str:
     """What is wrong first: ``steps=0: input should be greater than or equal to 1``."""
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"])
+    given = repr(first["input"])
+    given = given if len(given) <= 80 else f"{given[:77]}..."
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         fields = sorted(info.alias or name for name, info in cls.model_fields.items())
         known = f"{did_you_mean(field, fields)} (fields: {', '.join(fields)})" if len(first["loc"]) == 1 else ""
         return f"unknown field {field!r}{known}"
+    form = getattr(cls, "forms", {}).get(field.partition(".")[0])
+    if form is not None:
+        field = field.partition(".")[0]
+        if first["type"] in ("missing", "tuple_type", "too_long", "too_short"):
+            return f"{field}={given}: not the numbers wanted; write {form}"
+        return f"{field}={given}: {message[:1].lower()}{message[1:]}; write {form}"
     if first["type"] == "missing":
         return f"{field} is missing"
     if not field:  # a rule between fields: its own words say everything
         return message
-    given = repr(first["input"])
-    given = given if len(given) <= 80 else f"{given[:77]}..."
     return f"{field}={given}: {message[:1].lower()}{message[1:]}"
 
 
@@ -110,6 +118,13 @@ class ModelRef(Record):
 
 class Recipe(Record):
     """Every number that can change a pixel, and nothing else.  Defaults are neutral; see presets for good ones."""
+
+    forms: ClassVar[dict[str, str]] = {
+        "size": "size=224 or size=224,320 (height, width)", "network_size": "network_size=224 or network_size=224,320",
+        "position": "position=3,4 (row, column)", "betas": "betas=0.9,0.999", "jitter": "jitter=8 or jitter=8,4",
+        "scale": "scale=0.9,1.1", "rotate": "rotate=-5,5", "transform_ramp": "transform_ramp=1,0.5", "cut": "cut=1,0",
+        "blur": "blur=1,0", "blur_random": "blur_random=0,1",
+    }  # fmt: skip
 
     # -- what is maximised
     objective: Literal["channel", "neuron", "layer"] = "channel"

@@ -225,6 +225,9 @@ def test_a_recipe_stays_within_bounds(field: str, good: list[Any], bad: list[Any
             "recipe: frequency_penalty 0.1 needs the parameterization 'fourier'",
         ),
         ({"stepz": 4}, "recipe: unknown field 'stepz'; did you mean steps? (fields: adapt, betas, blur, "),
+        ({"size": 4}, "recipe: size=4: input should be greater than or equal to 8; write size=224 or size=224,320"),
+        ({"size": (64,)}, "recipe: size=(64,): not the numbers wanted; write size=224 or size=224,320"),
+        ({"jitter": "nan"}, "recipe: jitter='nan': not the numbers wanted; write jitter=8 or jitter=8,4"),
         ({"steps": "x" * 1000}, f"recipe: steps='{'x' * 76}...: input should be a valid integer"),
     ],
 )
