@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import shlex
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from feature_atlas.atlas import Atlas
 from feature_atlas.cli import main
 from feature_atlas.cli.progress import Progress, duration, table
 from feature_atlas.errors import StoreError
+from feature_atlas.presets import VARIANTS
 from feature_atlas.store import DirectoryStore
 from tests.shared.test_atlas import MODEL, finish, request, unit
 
@@ -52,6 +54,13 @@ def test_help_names_every_command_and_needs_only_the_standard_library() -> None:
     assert found.returncode == 0, found.stderr
     for command in ("demo", "render", "layers", "status", "verify", "retry", "doctor"):
         assert f"\n    {command} " in found.stdout
+
+
+def test_help_names_every_variant(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["render", "--help"])
+    told = capsys.readouterr().out.rpartition("--variant NAME")[2].partition("--set")[0]
+    assert set(VARIANTS) <= set(re.findall(r"\w+", told))
 
 
 @pytest.mark.parametrize("argv", [[], ["paint"], ["render"], ["status", "a", "--no-such-option"]])

@@ -62,7 +62,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("how")
     group.add_argument(
         "--variant", metavar="NAME[=PRESET]", action="append",
-        help="channel, negative, neuron, diverse, layer, post, lucid, distill, raw; repeatable (channel)",
+        help="channel, negative, neuron, layer, diverse, regularised, draft, post, lucid, distill, raw;"
+        " repeatable (channel)",
     )  # fmt: skip
     group.add_argument(
         "--set", metavar="FIELD=VALUE", action="append", default=[], dest="changes",
