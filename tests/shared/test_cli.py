@@ -128,6 +128,9 @@ def test_retry_makes_failures_missing_again(atlas: Atlas, capsys: pytest.Capture
     assert out.startswith("0 failed units and 1 dead ones are missing again")
     assert list(atlas.missing()) == [unit(1), unit(2), unit(3)]
     assert list(atlas.store.list(keys.DEAD)) == []
+    code, out, _ = run(capsys, "retry", atlas.url, "--json")
+    assert code == 0
+    assert json.loads(out) == {"url": atlas.url, "failed": 0, "dead": 0, "sent": None}
 
 
 def test_verify_of_a_sound_atlas(atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:

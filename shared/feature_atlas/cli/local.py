@@ -27,7 +27,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     demo = commands.add_parser("demo", help="render the built-in network: no download, no services, a minute")
     demo.add_argument("url", metavar="DIR", nargs="?", default="./atlas-demo", help="where to (./atlas-demo)")
     selection.add_device(demo)
-    demo.set_defaults(run=run_demo, extra="render", json=False, no_publish=False)
+    demo.add_argument("--json", action="store_true", help="end with a summary as JSON")
+    demo.set_defaults(run=run_demo, extra="render", no_publish=False)
 
     render = commands.add_parser(
         "render", help="make or extend an atlas here, in one process",

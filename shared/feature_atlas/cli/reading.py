@@ -39,6 +39,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     retry.add_argument("url", metavar="URL")
     retry.add_argument("--dead", action="store_true", help="also remove dead units, to try them with other settings")
     retry.add_argument("--broker", metavar="URL", help="also send them to the queue again (FEATURE_ATLAS_BROKER)")
+    retry.add_argument("--json", action="store_true", help="print JSON")
     retry.set_defaults(run=run_retry)
 
 
@@ -149,8 +150,11 @@ def run_retry(args: argparse.Namespace) -> int:
     for unit in dead:
         for key in (keys.image(unit), keys.dead(unit), keys.manifest(unit)):
             atlas.store.delete(key)
-    also = f" and {len(dead)} dead ones" if args.dead else ""
     sent = queued.send_again(args, atlas)
+    if args.json:
+        print(json.dumps({"url": atlas.url, "failed": len(failed), "dead": len(dead), "sent": sent}, indent=1))
+        return codes.DONE
+    also = f" and {len(dead)} dead ones" if args.dead else ""
     again = f"to render them: {hints.command('render', atlas, runs=True)}"
     how = again if sent is None else f"{sent} jobs sent to the queue"
     print(f"{len(failed)} failed units{also} are missing again; {how}")
