@@ -105,8 +105,8 @@ def union(model: ModelRef, files: Mapping[str, PlanFile]) -> Plan:
 def _check_fits(here: AtlasFile, plan: Plan, model: ModelRef, file: PlanFile) -> None:
     if here.model != model:
         raise PlanConflictError(
-            f"this place holds an atlas of {describe_model(here.model)}, not of {describe_model(model)}"
-            f" ({difference(here.model, model)}): choose another URL"
+            f"this place holds an atlas of {describe_model(here.model)}, not of {_told_apart(here.model, model)}:"
+            " choose another URL"
         )
     for name, recipe in file.variants.items():
         known = plan.variants.get(name, recipe)
@@ -116,6 +116,13 @@ def _check_fits(here: AtlasFile, plan: Plan, model: ModelRef, file: PlanFile) ->
                 f" give the new one another name, as in --variant {name}2={name}"
             )
     Plan(model, {**plan.files, file.digest(): file})
+
+
+def _told_apart(here: ModelRef, model: ModelRef) -> str:
+    """The other model by name and weights; where these are the same, with the fields that differ."""
+    told = describe_model(model)
+    fields = [field for field in ModelRef.model_fields if getattr(here, field) != getattr(model, field)]
+    return told if told != describe_model(here) else f"{told} with another {' and '.join(fields)}"
 
 
 def _check_alone(store: Store, model: ModelRef, others: Mapping[str, PlanFile]) -> None:

@@ -112,9 +112,12 @@ def test_an_atlas_grows_by_layers_channels_and_variants(store: Store) -> None:
 
 def test_another_model_is_refused_by_name(atlas: Atlas) -> None:
     with pytest.raises(
-        PlanConflictError, match=r"builtin:demo \(builtin\), not of resnet50 \(random:0\).*choose another"
+        PlanConflictError, match=r"builtin:demo \(builtin\), not of resnet50 \(random:0\): choose another"
     ):
         Atlas.grow(atlas.store, OTHER, request(model=OTHER))
+    other = MODEL.model_copy(update={"input_size": (64, 64)})
+    with pytest.raises(PlanConflictError, match=r"not of builtin:demo \(builtin\) with another input_size: choose"):
+        Atlas.grow(atlas.store, other, request(model=other))
     assert len(list(atlas.store.list(keys.PLANS))) == 1
 
 
