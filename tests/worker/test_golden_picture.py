@@ -9,13 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
 from feature_atlas.spec import RENDERER, Recipe
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.render import Target, render
-from feature_atlas_worker.rewrite import Rewrites
+from feature_atlas_worker.rewrite import ALL, Rewrites
 from tests import networks
 
 GOLDEN = Path(__file__).with_name(f"golden-{RENDERER}.png")
@@ -35,11 +36,11 @@ PIXELS = Recipe(
 EXACT = Rewrites(half=False)
 
 
-def sheet() -> NDArray[np.uint8]:
+def sheet(rewrites: Rewrites = EXACT) -> NDArray[np.uint8]:
     """Channels 1, 5 and 9 one under the other: the two diverse images, then the pixels.  [48, 72, 3]."""
     model = VisionModel(*networks.toy())
     columns = [
-        render(model, [Target(layer, channel) for channel in (1, 5, 9)], recipe, rewrites=EXACT)
+        render(model, [Target(layer, channel) for channel in (1, 5, 9)], recipe, rewrites=rewrites)
         for layer, recipe in (("relu2", RECIPE), ("conv2", PIXELS))
     ]
     rows = zip(*columns, strict=True)
@@ -51,15 +52,17 @@ def psnr(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
     return 10 * float(np.log10(255**2 / error)) if error else np.inf
 
 
-def test_the_golden_picture_has_not_moved() -> None:
+#: The second is what is rendered with: bf16 where the processor has it, whose rounding is another one (32 dB there).
+@pytest.mark.parametrize(("rewrites", "least"), [(EXACT, 40), (ALL, 25)])
+def test_the_golden_picture_has_not_moved(rewrites: Rewrites, least: float) -> None:
     with Image.open(GOLDEN) as image:
         stored = np.asarray(image.convert("RGB"))
-    drawn = sheet()
+    drawn = sheet(rewrites)
     assert drawn.shape == stored.shape == (48, 72, 3)
     for top in range(0, 48, 16):
         for left in range(0, 72, 24):
             cell = (slice(top, top + 16), slice(left, left + 24))
-            assert psnr(drawn[cell], stored[cell]) > 40, cell
+            assert psnr(drawn[cell], stored[cell]) > least, cell
             assert stored[cell].std() > 5  # a grey cell would match any other
     assert psnr(stored[:16], stored[16:32]) < 25  # nor would another channel's picture pass
 
