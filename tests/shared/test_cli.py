@@ -18,7 +18,7 @@ import pytest
 
 from feature_atlas import keys, manifest
 from feature_atlas.atlas import Atlas
-from feature_atlas.cli import main
+from feature_atlas.cli import hints, main
 from feature_atlas.cli.progress import Progress, duration, table
 from feature_atlas.errors import StoreError
 from feature_atlas.presets import VARIANTS
@@ -77,6 +77,27 @@ def test_status_prints_the_counts(atlas: Atlas, capsys: pytest.CaptureFixture[st
     assert "channel  conv         4     2        1     1       1" in out
     assert "2 of 4 channels are done (50.0%), 1 of them dead; 1 missing, 1 failed" in out
     assert f"feature-atlas retry {atlas.url}" in out
+
+
+@pytest.mark.parametrize(
+    ("path", "cwd", "said"),
+    [
+        ("out/.venv/bin", ".", "feature-atlas"),
+        ("", "out", ".venv/bin/feature-atlas"),
+        ("other", "out", ".venv/bin/feature-atlas"),
+        ("", "other", "{}/out/.venv/bin/feature-atlas"),
+    ],
+)
+def test_a_sentence_names_a_command_that_works_here(
+    path: str, cwd: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("out/.venv/bin", "other"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "feature-atlas").touch(mode=0o755)
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "out/.venv/bin/feature-atlas")])
+    monkeypatch.setenv("PATH", str(tmp_path / path) if path else "/nowhere")
+    monkeypatch.chdir(tmp_path / cwd)
+    assert hints.program() == said.format(tmp_path)
 
 
 def test_status_as_json(atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:

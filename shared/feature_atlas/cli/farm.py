@@ -202,10 +202,12 @@ def run_steer(args: argparse.Namespace) -> int:
         if args.command == "cancel":
             dropped = steer.cancel(client, url)
             place.withdraw(store)
-            print(f"{dropped} jobs taken out of the queue; to go on one day: feature-atlas enqueue {shlex.quote(url)}")
+            again = f"{hints.program()} enqueue {shlex.quote(url)}"
+            print(f"{dropped} jobs taken out of the queue; to go on one day: {again}")
         elif args.command == "pause":
             steer.pause(client, url)
-            print(f"paused; batches in hand are finished.  To go on: feature-atlas resume {shlex.quote(url)}")
+            again = f"{hints.program()} resume {shlex.quote(url)}"
+            print(f"paused; batches in hand are finished.  To go on: {again}")
         else:
             steer.resume(client, url)
             print("resumed")
