@@ -81,7 +81,12 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, moto: MotoServer) -> Non
     assert {path.name for path in tmp_path.iterdir()} == {"atlas-resnet50", "mine", "look.html", "layer.html"}
 
 
-def test_the_first_screen_has_the_two_commands() -> None:
-    first_screen = README.read_text().splitlines()[:40]
-    for command in ("deploy/run demo", "deploy/run test"):
-        assert any(line.startswith(command) for line in first_screen), command
+def test_the_first_screen_has_two_commands_and_no_more() -> None:
+    first_screen = README.read_text().partition("\n## ")[0]
+    lines = [
+        line
+        for code in re.findall(r"^```sh\n(.*?)^```$", first_screen, re.MULTILINE | re.DOTALL)
+        for line in code.splitlines()
+    ]
+    assert [" ".join(line.split()[:2]) for line in lines] == ["deploy/run demo", "deploy/run test"]
+    assert len(first_screen.splitlines()) < 40 and "![" in first_screen.partition("```")[0]
