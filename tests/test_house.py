@@ -12,6 +12,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.conftest import NO_WEIGHTS, WEIGHTS_VARIABLE, allowed_skips
+
 ROOT = Path(__file__).parents[1]
 TOP_LEVEL = {
     *("pyproject.toml", "README.md", "LICENSE", "docker-compose.yml"),
@@ -99,3 +101,10 @@ def test_lock_pins_every_direct_dependency_within_its_range() -> None:
         if name != canonicalize_name(project["name"]):
             assert name in pins, f"{name} is not in deploy/constraints.txt: compile it again"
             assert all(requirement.specifier.contains(version) for version in pins[name]), requirement
+
+
+def test_ci_skips_tests_of_imagenet_weights_only_where_nobody_promised_them(tmp_path: Path) -> None:
+    nowhere = tmp_path / "weights"
+    assert NO_WEIGHTS in allowed_skips({}, nowhere)
+    assert NO_WEIGHTS not in allowed_skips({}, tmp_path)
+    assert NO_WEIGHTS not in allowed_skips({WEIGHTS_VARIABLE: "a file"}, nowhere)
