@@ -5,6 +5,7 @@ Real rendering of a toy network, into a folder and into a real S3 gateway.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -12,6 +13,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,9 @@ MODEL = ["--model", "python:tests.networks:toy", "--allow-model", "tests.network
 TINY = ["--set", "size=16", "--set", "steps=3", "--batch", "4"]
 #: Four batches of half a second each, so that a process can be hit in the middle.
 SLOW = ["--set", "size=48", "--set", "steps=50", "--batch", "2", "--channels", "0:8"]
+
+#: Any user but root.
+NOBODY = 65534
 
 
 class Ended(NamedTuple):
@@ -318,24 +323,41 @@ def test_a_failing_channel_is_recorded_the_rest_is_done_and_retry_heals(
     assert (ended.code, rendered(ended)) == (0, 1)
 
 
-def test_a_store_without_permission_is_exit_code_5(
-    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if os.geteuid() == 0:  # root may write everywhere: let the disk refuse instead
+@pytest.fixture
+def common_folder() -> Iterator[Path]:
+    """A folder that every user may enter, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="feature-atlas-test-") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
 
-        def refuse(self: DirectoryStore, path: Path, data: bytes) -> None:
-            if "images" in path.parts:
-                raise OSError(28, "No space left on device")
-            path.write_bytes(data)
 
-        monkeypatch.setattr(DirectoryStore, "_write", refuse)
-    else:
-        command("render", str(tmp_path), *MODEL, *TINY, "--layers", "conv2", "--channels", "0", "--no-publish")
-        (tmp_path / "images/channel/conv2").chmod(0o500)
-    ended = command("render", str(tmp_path), *MODEL, *TINY, "--layers", "conv2", "--channels", "0:2", "--no-publish")
+@contextlib.contextmanager
+def as_nobody(folder: Path) -> Iterator[None]:
+    """Hands ``folder`` and this process to a user without rights, where we are root, who may write anywhere."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def test_a_store_without_permission_is_exit_code_5(command: Command, common_folder: Path) -> None:
+    line = ("render", str(common_folder / "a"), *MODEL, *TINY, "--layers", "conv2", "--no-publish")
+    assert command(*line, "--channels", "0").code == 0
+    images = common_folder / "a/images/channel/conv2"
+    images.chmod(0o500)
+    with as_nobody(common_folder):
+        ended = command(*line, "--channels", "0:2")
     assert ended.code == 5
-    assert "no space left to write" in ended.err or "no permission to write" in ended.err
+    assert "no permission to write" in ended.err
     assert "the same command goes on from there" in ended.err
+    images.chmod(0o700)
+    assert command(*line, "--channels", "0:2").code == 0
 
 
 # -- bad input: one sentence, exit code 2, and nothing written
