@@ -29,7 +29,8 @@ DEAR = {
 LONGEST = (
     "test_topology.py", "test_farm.py", "test_bad_days.py", "test_clocks.py", "test_up_needs_no_service",
     "test_a_farm_in_four_commands", "test_the_frontier_is_finite", "test_chaos.py", "test_wheel.py", "[mypy]",
-    "test_metrics.py", "test_local.py", "test_s3.py", "test_viewer.py", "tests/e2e", "tests/deploy", "tests/test_",
+    "test_the_demo_renders", "test_metrics.py", "test_local.py", "test_s3.py", "test_viewer.py",
+    "tests/e2e", "tests/deploy", "tests/test_",
 )  # fmt: skip
 # Fixtures that need something a laptop may lack, and the mark that selects or leaves out their tests.
 MARKS = {"redis7": "redis", "ceph": "ceph", "weights": "weights"}

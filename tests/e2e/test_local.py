@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from PIL import Image
 
 from feature_atlas import keys
 from feature_atlas.atlas import Atlas
@@ -97,6 +98,28 @@ def sound(url: str | Path) -> bool:
 
 
 # -- from nothing to a whole atlas, and on
+
+
+def test_the_demo_renders_an_atlas_to_look_at_and_again_nothing(tmp_path: Path) -> None:
+    """What `deploy/run demo` runs.  How long it takes depends on what else the machine does, and is not asked here."""
+    demo = [Path(sys.executable).with_name("feature-atlas"), "demo", str(tmp_path)]
+    ended = subprocess.run(demo, capture_output=True, text=True, timeout=540)
+    assert ended.returncode == 0, ended.stderr
+    atlas = Atlas.open(tmp_path)
+    assert len(atlas.plan) >= 64
+    assert (atlas.done(), atlas.failed()) == (set(atlas.plan.units()), set())
+    assert f"open {tmp_path}/index.html" in ended.stdout
+    page = (tmp_path / keys.PAGE).read_text()
+    assert len(atlas.plan.layers) >= 2
+    for layer in atlas.plan.layers:
+        assert f"<h2>{layer}</h2>" in page
+        assert (tmp_path / keys.sheet(64, "channel", layer, 0)).is_file()
+    with Image.open(tmp_path / keys.CONTACT_SHEET) as sheet:
+        assert min(sheet.size) > 64 * len(atlas.plan.layers), "a row of every layer"
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").rglob("*.png")}
+    again = subprocess.run(demo, capture_output=True, text=True, timeout=240)
+    assert (again.returncode, "; 0 new in" in again.stdout) == (0, True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "images").rglob("*.png")} == before
 
 
 def test_a_render_leaves_a_whole_atlas_to_look_at(command: Command, tmp_path: Path) -> None:
