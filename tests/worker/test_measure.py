@@ -109,12 +109,12 @@ def test_noise_is_measured_in_halves_where_memory_is_short(network: Network) -> 
 
 
 def test_noise_of_many_neurons_takes_no_more_room_than_their_maps() -> None:
-    """One copy of the maps per channel would be 1.6 TB."""
-    model = VisionModel(nn.Sequential(nn.Conv2d(3, 20_000, 1)), networks.MEAN, networks.STD, (8, 8))
+    """One copy of the maps per channel would be 100 GB."""
+    model = VisionModel(nn.Sequential(nn.Conv2d(3, 5_000, 1)), networks.MEAN, networks.STD, (8, 8))
     recipe = Recipe(size=(8, 8), objective="neuron")
     with open_network(model, "0", recipe, torch.device("cpu")) as network:
         mean, _ = measure.noise(network, recipe)
-    assert mean.shape == (20_000,) and mean.isfinite().all()
+    assert mean.shape == (5_000,) and mean.isfinite().all()
 
 
 def test_noise_looks_natural() -> None:
