@@ -210,6 +210,16 @@ def decode_png(data: bytes, what: str) -> tuple[NDArray[np.uint8], Manifest | No
     return pixels, record
 
 
+def check_further(data: bytes, what: str, record: Manifest, n: int) -> None:
+    """Looks whether a file is image ``n`` of a job, from 1 on: those but the first carry no record of their own.
+
+    Raises:
+        IntegrityError: not a whole PNG, or other pixels than on the record.
+    """
+    if pixels_sha256(decode_png(data, what)[0]) != record.pixels_sha256[n]:
+        raise IntegrityError(f"{what} shows other pixels than the record of {record.unit} says: it was altered")
+
+
 def _check_header(data: bytes, what: str) -> None:
     """Refuses by size and ends before any decoder runs: a small file can claim a huge picture."""
     if len(data) > MAX_BYTES:
