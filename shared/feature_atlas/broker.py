@@ -146,6 +146,13 @@ def _tls(url: str) -> str:
     return ", and does it speak TLS (rediss)" if url.startswith("rediss") else ", and without TLS (redis, not rediss)"
 
 
+#: The broker's clock as :func:`now`, for scripts that note the time down: they begin with this.
+LUA_NOW = """
+local now = redis.call('TIME')
+now = now[1] + now[2] / 1000000
+"""
+
+
 def now(client: redis.Redis) -> float:
     """The broker's clock, in seconds since 1970: the one by which leases and signs of life are told.  RedisError."""
     seconds, micros = client.time()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from redis import RedisError
 
+from feature_atlas.broker import LUA_NOW
 from feature_atlas.messages import (
     LONGEST,
     QUEUE,
@@ -43,9 +44,9 @@ _PAUSE = 2.0
 # Takes messages from the front while they are of the group: at least ARGV[1], at most ARGV[2], and in between a share
 # 1/ARGV[3] of what waits, so that the last ones are spread over all workers.
 # KEYS queue, unacked, unacked_index   ARGV least, most, shares, group, longest
-_CLAIM = """
-local now = redis.call('TIME')
-now = now[1] + now[2] / 1000000
+_CLAIM = (
+    LUA_NOW
+    + """
 local share = math.floor(redis.call('LLEN', KEYS[1]) / tonumber(ARGV[3]))
 local count = math.max(tonumber(ARGV[1]), math.min(tonumber(ARGV[2]), share))
 local out = {}
@@ -63,14 +64,16 @@ while #out < count do
 end
 return out
 """
+)
 
 # By the broker's clock: a worker whose own is wrong would make its leases look over, or never over.
 # KEYS unacked_index   ARGV tag ...
-_RENEW = """
-local now = redis.call('TIME')
-now = now[1] + now[2] / 1000000
+_RENEW = (
+    LUA_NOW
+    + """
 for i = 1, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i]) end
 """
+)
 
 # Moves messages back to where the next worker finds them; those that are no longer ours stay where they are.
 # KEYS unacked, unacked_index, queue, attempts   ARGV end, 1 to take back an attempt, then tag, message, unit ...

@@ -27,8 +27,7 @@ LAYOUTS = 4
 PACKED_BATCH = 8
 #: Whether this PyTorch can lay weights out beforehand (torch.compile uses the same operators).
 PACKS = hasattr(torch.ops.mkldnn, "_reorder_convolution_weight") and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
-
-
+#: What such a convolution computes in.
 _PRECISIONS = (torch.float32, torch.bfloat16)
 
 

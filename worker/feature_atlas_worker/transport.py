@@ -16,7 +16,7 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.transport.virtual import QoS as VirtualQoS
 
-from feature_atlas.broker import clock_skew
+from feature_atlas.broker import LUA_NOW, clock_skew
 from feature_atlas.messages import MALFORMED, QUEUE, MalformedMessage, parse
 from feature_atlas.monitor import MOST_MALFORMED, put_aside
 
@@ -37,11 +37,13 @@ return #ARGV
 
 # Notes down a message in hand.
 # KEYS unacked, unacked_index   ARGV tag, [message, exchange, routing key]
-_APPEND = """
-local now = redis.call('TIME')
-redis.call('ZADD', KEYS[2], now[1] + now[2] / 1000000, ARGV[1])
+_APPEND = (
+    LUA_NOW
+    + """
+redis.call('ZADD', KEYS[2], now, ARGV[1])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
+)
 
 
 class SafeQoS(redis.QoS):  # type: ignore[misc]
