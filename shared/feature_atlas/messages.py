@@ -41,6 +41,8 @@ FLAGS = f"{_PREFIX}flags"
 WORKERS = f"{_PREFIX}workers"
 #: Hash: digest -> a message that nobody could use (JSON).
 MALFORMED = f"{_PREFIX}malformed"
+#: Since when the broker remembers: seconds by its clock, and a name.  Gone when it has forgotten everything.
+MEMORY = f"{_PREFIX}memory"
 
 
 class MalformedMessage(RequestError):
@@ -103,14 +105,6 @@ def attempts_key(atlas: str) -> str:
 def dead_key(atlas: str) -> str:
     """Hash: unit -> why it is not tried again (JSON)."""
     return f"{_PREFIX}dead:{atlas}"
-
-
-def hand_key(worker: str) -> str:
-    """What a worker is rendering (JSON: group, channels), for as long as it gives signs of life.
-
-    Says the same as kombu's hash of what is in hand, and still says it after the broker has forgotten everything.
-    """
-    return f"{_PREFIX}hand:{worker}"
 
 
 def lock_key(atlas: str) -> str:

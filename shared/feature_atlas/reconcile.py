@@ -6,7 +6,6 @@ is seen at least once; one that moves back meanwhile may be sent twice, and whoe
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,11 +19,9 @@ from feature_atlas.messages import (
     ATLASES,
     QUEUE,
     UNACKED,
-    WORKERS,
     attempts_key,
     dead_key,
     field,
-    hand_key,
     lock_key,
     peek,
     rest_key,
@@ -159,21 +156,7 @@ def where(client: redis.Redis, atlas: str, held: Held | None = None) -> tuple[Ch
     queued, in_hand = Channels(), Channels()
     _sort(_queue(client, held), atlas, queued)
     _sort((unwrap(value) for _, value in client.hscan_iter(UNACKED, count=1000)), atlas, in_hand)
-    _sort_hands(client, atlas, in_hand)
     return queued, in_hand
-
-
-def _sort_hands(client: redis.Redis, atlas: str, into: Channels) -> None:
-    """What the workers themselves say, where the broker has forgotten it."""
-    names = [name.decode() for name in cast("list[bytes]", client.hkeys(WORKERS))]
-    for text in cast("list[bytes | None]", client.mget(map(hand_key, names)) if names else []):
-        try:
-            group, channels = json.loads(text or b"")
-            url, variant, layer = group.rsplit("|", 2)
-            if url == atlas:
-                into.setdefault((variant, layer), set()).update(map(int, channels))
-        except (ValueError, TypeError, AttributeError):
-            continue
 
 
 def _queue(client: redis.Redis, held: Held | None) -> Iterator[bytes]:

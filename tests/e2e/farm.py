@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,7 +18,7 @@ import redis
 from feature_atlas import keys, manifest, spec
 from feature_atlas.atlas import Atlas
 from feature_atlas.broker import open_client
-from feature_atlas.messages import QUEUE, UNACKED, attempts_key, dead_key, hand_key, peek
+from feature_atlas.messages import QUEUE, UNACKED, attempts_key, dead_key, peek
 from feature_atlas.plan import LayerPlan, PlanFile
 from feature_atlas.reconcile import _is_final, unwrap
 from feature_atlas.spec import ModelRef, Recipe, Unit
@@ -171,17 +169,12 @@ class Farm:
         Queue and hands are read at one moment, the store after them: that is where jobs go.
         Raises AssertionError where there is something that nobody planned.
         """
-        hands = [hand_key(f"{worker.name}@{socket.gethostname()}") for worker in self.workers]
         with self.client.pipeline(transaction=True) as moment:
             moment.lrange(QUEUE, 0, -1)
             moment.hvals(UNACKED)
-            moment.mget(hands or [hand_key("nobody")])  # what the broker may have forgotten
-            queued, unacked, said = moment.execute()
+            queued, unacked = moment.execute()
         found = [peek(raw) for raw in (*queued, *map(unwrap, unacked))]
         there = {unit for url, unit in filter(None, found) if url == self.atlas.url}
-        for group, channels in (json.loads(text) for text in said if text):
-            url, variant, layer = group.rsplit("|", 2)
-            there |= {Unit(variant, layer, channel) for channel in channels if url == self.atlas.url}
         given_up, done = self.given_up(), self.atlas.done()
         planned = set(self.atlas.plan.units())
         assert not (there | done) - planned, f"nobody planned {(there | done) - planned}"

@@ -19,9 +19,10 @@ from feature_atlas import keys, manifest, spec, steer
 from feature_atlas.broker import open_client
 from feature_atlas.embedded import EmbeddedBroker
 from feature_atlas.manifest import Failure
-from feature_atlas.messages import ATLASES, MALFORMED, QUEUE, UNACKED, attempts_key, dead_key
+from feature_atlas.messages import ATLASES, MALFORMED, QUEUE, UNACKED, attempts_key, dead_key, peek
 from feature_atlas.monitor import queue_status
 from feature_atlas.queue import Template, make_app
+from feature_atlas.reconcile import unwrap
 from feature_atlas.spec import Unit
 from feature_atlas_worker.supervise import Supervisor
 from tests.e2e.farm import Farm, grow, is_over
@@ -170,6 +171,24 @@ def test_a_broker_that_forgets_everything_is_healed_without_a_person(either_crew
     wait_until(lambda: len(farm.atlas.done()) > 0, "a first picture")
     farm.client.flushall()
     farm.none_lost(60)  # once idle workers have looked
+    farm.wait()
+    farm.check()
+
+
+def test_what_was_in_hand_when_the_broker_forgot_survives_its_owner(crew: Farm) -> None:
+    # Given a broker that forgot everything and was told again what is in hand
+    farm = crew.over({"slow": 40})
+    farm.enqueue()
+    wait_until(lambda: in_hand(farm) >= 16, "a batch in the hands of each worker")
+    farm.client.flushall()
+    wait_until(lambda: in_hand(farm) > 0, "what is in hand")
+    held = {peek(unwrap(raw)) for raw in farm.client.hvals(UNACKED)}
+    # When all who hold something are killed
+    for worker in crew.workers:
+        worker.kill_child()
+    # Then the broker still knows, and sends it to others without anybody's look at the store
+    assert held
+    assert not {unit for _, unit in filter(None, held)} & farm.nowhere()
     farm.wait()
     farm.check()
 

@@ -17,7 +17,6 @@ from feature_atlas.messages import (
     QUEUE,
     UNACKED,
     UNACKED_INDEX,
-    WORKERS,
     Message,
     attempts_key,
     dead_key,
@@ -192,21 +191,39 @@ def test_renewal_keeps_what_is_ours_and_revives_nothing(client: redis.Redis, han
     messages = hand.claim(GROUP, 9, 9)
     client.zadd(UNACKED_INDEX, dict.fromkeys([m.tag for m in messages], 1.0))
     client.zrem(UNACKED_INDEX, messages[0].tag)
-    hand.renew("w0", 60)
+    hand.renew()
     assert client.zscore(UNACKED_INDEX, messages[0].tag) is None
     assert float(client.zscore(UNACKED_INDEX, messages[1].tag)) > 1e9
 
 
-def test_what_is_in_hand_is_known_even_to_a_broker_that_forgot_it(client: redis.Redis, hand: Hand) -> None:
+def test_a_broker_that_forgot_what_is_in_hand_is_told_again(client: redis.Redis, hand: Hand) -> None:
+    hand.renew()
     send(client, "conv", range(3))
-    hand.claim(GROUP, 9, 9)
+    first, *_ = hand.claim(GROUP, 9, 9)
+    before = client.hgetall(UNACKED)
+    # When it forgets everything
     client.flushall()
-    client.hset(WORKERS, "w0", "{}")
-    hand.renew("w0", 60)
+    hand.renew()
+    # Then it knows as much as before, and a lease can end
+    assert client.hgetall(UNACKED) == before and client.zcard(UNACKED_INDEX) == 3
     assert where(client, ATLAS) == ({}, {("channel", "conv"): {0, 1, 2}})
+    # And only then: what another has by now is not taken from it
+    client.hdel(UNACKED, first.tag)
+    client.zrem(UNACKED_INDEX, first.tag)
+    hand.renew()
+    assert client.hlen(UNACKED) == client.zcard(UNACKED_INDEX) == 2
     hand.finish(hand.messages())
-    hand.renew("w0", 60)
+    hand.renew()
     assert where(client, ATLAS) == ({}, {})
+
+
+def test_what_the_broker_forgot_can_be_given_back(client: redis.Redis, hand: Hand) -> None:
+    hand.renew()
+    send(client, "conv", range(3))
+    messages = hand.claim(GROUP, 9, 9)
+    client.flushall()
+    hand.give_back(messages)
+    assert queued(client) == [0, 1, 2] and not client.exists(UNACKED, UNACKED_INDEX)
 
 
 def test_what_is_given_up_is_on_record_and_gone(client: redis.Redis, hand: Hand) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from feature_atlas import place, steer
+from feature_atlas.broker import now
 from feature_atlas.cli import main
-from feature_atlas.messages import ATLASES, QUEUE, UNACKED_INDEX, parse, rest_key
+from feature_atlas.messages import ATLASES, MEMORY, QUEUE, UNACKED_INDEX, parse, rest_key
 from feature_atlas.monitor import workers
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
@@ -195,8 +196,24 @@ def test_neither_a_cancelled_nor_a_foreign_atlas_is_looked_through(child: Child,
     assert child.client.llen(QUEUE) == 0
 
 
+def test_an_idle_worker_looks_when_all_have_had_the_time_to_say_what_they_hold(child: Child, tmp_path: Path) -> None:
+    # Given a broker that has just forgotten everything, and jobs that are nowhere
+    atlas = grow(tmp_path / "atlas", {"conv": 3})
+    child.served.add(atlas.url)
+    child.lease.interval = 0.0
+    child.lease.tick()
+    child.client.flushall()
+    child.lease.tick()
+    assert child.lease._search is None and child.client.llen(QUEUE) == 0
+    # When it remembers for longer than a lease lasts
+    child.client.set(MEMORY, f"{now(child.client) - 3601:.6f} since")
+    child.lease.tick()
+    wait_until(lambda: child.client.llen(QUEUE) == 3, "the jobs")
+
+
 def test_a_busy_or_ending_worker_does_not_look(child: Child, tmp_path: Path) -> None:
     child.served.add(grow(tmp_path / "atlas", {"conv": 3}).url)
+    child.client.set(MEMORY, "1 long ago")
     child._touched = -1e9
     child.pulse.busy = True
     child.lease._search_if_idle()

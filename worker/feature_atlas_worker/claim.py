@@ -6,7 +6,6 @@ that whatever becomes of this process, kombu delivers them again once their leas
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import threading
@@ -27,11 +26,11 @@ from feature_atlas.messages import (
     attempts_key,
     dead_key,
     field,
-    hand_key,
     parse,
     renewed,
 )
 from feature_atlas.monitor import GivenUp, put_aside
+from feature_atlas_worker.memory import Memory
 
 if TYPE_CHECKING:
     import redis
@@ -101,6 +100,7 @@ class Hand:
         self._claim = client.register_script(_CLAIM)
         self._renew = client.register_script(_RENEW)
         self._return = client.register_script(_RETURN)
+        self.memory = Memory(client)
         self._held: dict[str, Message] = {}
         #: Done and in the store, but the broker does not know yet.
         self._untold: dict[str, Message] = {}
@@ -141,20 +141,17 @@ class Hand:
             self.take(message)
         return found
 
-    def renew(self, worker: str, seconds: float) -> None:
-        """Renews the lease of everything in hand, unless another has it already, and says what it is.
+    def renew(self) -> None:
+        """Renews the lease of everything in hand, unless another has it already; after FLUSHALL says what it is.
 
         Raises RedisError.
         """
         held = self.messages()
-        with self.client.pipeline() as pipe:
-            if held:
-                self._renew(keys=[UNACKED_INDEX], args=[message.tag for message in held], client=pipe)
-                said = [held[0].order.group, [message.order.channel for message in held]]
-                pipe.set(hand_key(worker), json.dumps(said), ex=max(1, round(seconds)))
-            else:
-                pipe.delete(hand_key(worker))
-            pipe.execute()
+        told = self.memory.remind(held)
+        if told:
+            log.warning("the broker had forgotten %d jobs in hand and was told of them", told)
+        if held:
+            self._renew(keys=[UNACKED_INDEX], args=[message.tag for message in held])
 
     def attempts(self, messages: Sequence[Message]) -> list[int]:
         """How often each job was begun without an end.  Raises RedisError."""
@@ -216,6 +213,7 @@ class Hand:
 
         Raises RedisError; then they come back once their lease is over.
         """
+        self.memory.remind(self.messages())  # what it has forgotten cannot be moved
         with self._lock:
             counted = {message.tag for message in messages} & self._counted
             for message in messages:

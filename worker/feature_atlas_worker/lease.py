@@ -81,7 +81,7 @@ class Lease:
         child = self.child
         if child.pulse.busy and child.quiet_for > child.settings.stall:
             self._break_off()
-        child.hand.renew(child.beat.worker, child.settings.visibility_timeout)
+        child.hand.renew()
         child.hand.tell()
         ahead = clock_skew(child.client)
         self._say_clock(ahead)
@@ -133,6 +133,9 @@ class Lease:
         if self._search is not None and self._search.is_alive():
             return
         if child.client.llen(QUEUE):
+            return
+        # Whoever lives has said by then what it holds, also through a network that stood still.
+        if child.hand.memory.age() < child.settings.visibility_timeout:
             return
         # Not in this thread: a listing may take longer than a lease.
         self._search = threading.Thread(target=self.search, name="reconcile", daemon=True)
