@@ -41,6 +41,7 @@ def farm(layers: dict[str, int], *, url: str = "", broker: str = "", **environ: 
             broker = stack.enter_context(EmbeddedBroker(folder)).url
         atlas = grow(url or f"{folder}/atlas", layers, steps=2)
         with Farm(Path(folder), broker, atlas, environ) as found:
+            found.forked = False  # so that each has its own memory, as on machines of their own
             yield found
 
 

@@ -23,10 +23,13 @@ from feature_atlas.plan import LayerPlan, PlanFile
 from feature_atlas.reconcile import _is_final, unwrap
 from feature_atlas.spec import ModelRef, Recipe, Unit
 from feature_atlas_producer.enqueue import enqueue
+from tests.nursery import Forked
 from tests.servers import wait_until
 
 MODEL = ModelRef(name="toy", weights="random:0", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 ROOT = Path(__file__).parents[2]
+#: What a program takes notice of only when it starts.
+_NOT_FORKED = {"LD_PRELOAD", "PYTHONPATH"}
 
 
 def grow(url: str | Path, layers: Mapping[str, int], **recipe: Any) -> Atlas:
@@ -55,9 +58,14 @@ class Worker:
     ) -> None:
         self.farm, self.name = farm, name
         self.log = farm.folder / f"{name}.log"
+        told = {**os.environ, **farm.environ, **environ}
+        self.process: subprocess.Popen[bytes] | Forked
         with self.log.open("ab") as output:
+            if farm.forked and not _NOT_FORKED & environ.keys():
+                self.process = Forked(module, [name], told, output.fileno())
+                return
             self.process = subprocess.Popen(
-                [sys.executable, "-m", module, name], cwd=ROOT, env={**os.environ, **farm.environ, **environ},
+                [sys.executable, "-m", module, name], cwd=ROOT, env=told,
                 stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
@@ -115,6 +123,9 @@ class Worker:
 
 class Farm:
     """A broker, an atlas and workers; everything ends with the ``with`` block."""
+
+    #: Whether workers are forked from a process that has imported torch: sooner ready, and some memory is shared.
+    forked = True
 
     def __init__(self, folder: Path, broker: str, atlas: Atlas, environ: Mapping[str, str] | None = None) -> None:
         self.folder, self.broker, self.atlas = folder, broker, atlas
