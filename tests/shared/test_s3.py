@@ -26,8 +26,10 @@ from typing import NamedTuple
 
 import pytest
 
+from feature_atlas import s3_client
 from feature_atlas.errors import ObjectNotFound, RequestError, StoreError
 from feature_atlas.s3 import S3Store
+from feature_atlas.s3_client import Connection
 from tests.servers import CephGateway, free_port, wait_until
 
 SECRETS = ("AKATLAS", "SKATLASSECRET", "AKWRONG", "SKWRONG", "TOKENTOKEN")
@@ -316,6 +318,19 @@ def test_a_fork_makes_its_own_client(bucket: str) -> None:
     """Sockets shared with the parent would mix two conversations; boto3 is imported on first use."""
     done = subprocess.run([sys.executable, "-c", FORK, f"s3://{bucket}/x"], capture_output=True, timeout=240)
     assert done.returncode == 0, done.stderr.decode()
+
+
+def test_clients_share_what_boto_knows_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://{name}.example")
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", name)
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", name)
+        found.append(Connection()())
+    assert [session.client.meta.endpoint_url for session in found] == ["http://one.example", "http://two.example"]
+    assert [session.credentials.access_key for session in found if session.credentials] == ["one", "two"]
+    descriptions = s3_client._descriptions(None)
+    assert len(set(descriptions.search_paths)) == len(descriptions.search_paths)
 
 
 def test_threads_share_one_client(bucket: str) -> None:
