@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-#: Debian's name and others'; Playwright's own browsers are never downloaded.
-NAMES = ("chromium", "chromium-browser", "google-chrome")
+#: Debian's names and others', the one that starts soonest first; Playwright's own browsers are never downloaded.
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 OPTIONS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
