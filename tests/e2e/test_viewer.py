@@ -162,7 +162,7 @@ def test_sorting_by_a_number_sorts(visitor: Visitor, measure: str) -> None:
     assert values == sorted(values, reverse=measure != "hue")
     page.get_by_label("turn the order round").click()
     page.wait_for_function(
-        f"document.querySelector('.grid a.cell').unit.value('{measure}') === {json.dumps(values[-1])}"
+        f"() => document.querySelector('.grid a.cell').unit.value('{measure}') === {json.dumps(values[-1])}"
     )
 
 

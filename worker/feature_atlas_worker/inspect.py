@@ -18,6 +18,7 @@ from feature_atlas.errors import RequestError, did_you_mean
 from feature_atlas.keys import check_name
 from feature_atlas.networks import LayerInfo, Layout, Network
 from feature_atlas_worker import sources
+from feature_atlas_worker.shapes import Shapes
 
 log = logging.getLogger(__name__)
 
@@ -194,7 +195,8 @@ def _record(module: nn.Module, batch: int, size: tuple[int, int], device: torch.
         try:
             picture = torch.zeros(batch, _input_channels(module), *size, device=device)
             if device.type == "meta":
-                torch.func.functional_call(module, _as_meta(module), (picture,))
+                with Shapes():
+                    torch.func.functional_call(module, _as_meta(module), (picture,))
             else:
                 module(picture)
         finally:
