@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -92,6 +93,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("chaos") and "chaos" not in config.option.markexpr:
             item.add_marker(chaos)
     items.sort(key=lambda item: next((i for i, part in enumerate(LONGEST) if part in item.nodeid), len(LONGEST)))
+
+
+def pytest_collection_finish() -> None:
+    """Torch, pytest and 2,000 tests are a million objects that stay: each collection of garbage went through them."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    """Lets them go as they went before: some libraries complain about what is left at the end."""
+    gc.unfreeze()
 
 
 def group(nodeid: str, fixtures: Collection[str]) -> str | None:

@@ -103,7 +103,7 @@ def test_the_frontier_is_finite_and_drawn(
 ) -> None:
     monkeypatch.setattr(quality, "VIEWS", 4)
     monkeypatch.setattr(quality, "preset", lambda name, changes=None: preset(name, {"steps": 1, **(changes or {})}))
-    few = ["--layers", "features.3", "--channels", "4", "--steps", "1", "3", "--rounds", "1"]
+    few = ["--layers", "features.3", "--channels", "2", "--steps", "1", "3", "--rounds", "1"]
     quality.main(["--weights", str(weights), "--out", str(tmp_path), "--preset", "draft", "--sweep", "steps=2,3", *few])
     (layer,) = json.loads((tmp_path / "quality.json").read_text())
     names = ["Lucent, 1 steps", "Lucent, 3 steps", "draft", "draft steps=2", "draft steps=3"]

@@ -44,6 +44,7 @@ class Form(NamedTuple):
     patience: float
     #: The store's user -> what it may do in the bucket.
     rights: dict[str, str]
+    workers: tuple[str, ...]
 
 
 def users(store: CephGateway) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -76,7 +77,15 @@ def of_compose(store: CephGateway) -> Form:
     check = found["worker"]["healthcheck"]["test"][1].replace("$$", "$")
     patience = compose.seconds(found["worker"]["stop_grace_period"])
     return Form(
-        found["valkey"]["environment"], str(get_binary_path()), ready, producer, worker, check, patience, rights
+        found["valkey"]["environment"],
+        str(get_binary_path()),
+        ready,
+        producer,
+        worker,
+        check,
+        patience,
+        rights,
+        ("w1", "w2"),
     )
 
 
@@ -96,7 +105,7 @@ def of_kubernetes(store: CephGateway) -> Form:
         Service([model.get(word, word) for word in producer["args"]],
                 kubernetes.environ("enqueue", producer, secrets) | elsewhere),
         Service(worker["args"], kubernetes.environ("overlays/cpu", worker, secrets) | elsewhere),
-        worker["livenessProbe"]["exec"]["command"][2], pod["terminationGracePeriodSeconds"], rights,
+        worker["livenessProbe"]["exec"]["command"][2], pod["terminationGracePeriodSeconds"], rights, ("w1",),
     )  # fmt: skip
 
 
@@ -131,11 +140,11 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form, request: py
     assert sent.returncode == 0, sent.stderr
     with farm.broker.client() as client:
         messages = client.lrange(QUEUE, 0, -1)
-    # Two workers render it, and Prometheus watches
-    seen_by = Prometheus(farm.folder / "prometheus", [farm.port(name) for name in ("w1", "w2")])
+    # Workers render it, and Prometheus watches
+    seen_by = Prometheus(farm.folder / "prometheus", [farm.port(name) for name in form.workers])
     seen_by.start()
     request.addfinalizer(seen_by.stop)
-    workers = [farm.start(name, *form.worker) for name in ("w1", "w2")]
+    workers = [farm.start(name, *form.worker) for name in form.workers]
     watched = farm.run(["status", atlas, "--watch", "--every", "0.5"], form.producer.environ)
     assert watched.returncode == 0, watched.stdout + watched.stderr + farm.logs()
     status = json.loads(farm.run(["status", atlas, "--json"], form.producer.environ).stdout)
@@ -144,14 +153,14 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form, request: py
     assert farm.run(["verify", atlas], form.producer.environ).returncode == 0
     assert farm.run(["publish", atlas], form.producer.environ).returncode == 0
     # Their health checks say so, and they end in order before they would be killed
-    farm.wait_for_workers(2)
-    for name in ("w1", "w2"):
+    farm.wait_for_workers(len(workers))
+    for name in form.workers:
         wait_until(lambda name=name: farm.is_well(form.check, name, form.worker.environ), f"{name} is well")
     assert not farm.is_well(form.check, "nobody", form.worker.environ)
-    check_metrics(seen_by, status["planned"])
+    check_metrics(seen_by, status["planned"], len(workers))
     for process in workers:
         farm.ends(process, form.patience)
-    for name in ("w1", "w2"):
+    for name in form.workers:
         assert [json.loads(line) for line in farm.log(name).read_text().splitlines() if line.startswith("{")]
     # And no secret got out: not into messages, logs, nor the store
     written = b"".join(
@@ -165,7 +174,7 @@ def test_the_whole_farm_renders_an_atlas(farm: Topology, form: Form, request: py
             assert secret.encode() not in place, name
 
 
-def check_metrics(prometheus: Prometheus, planned: int) -> None:
+def check_metrics(prometheus: Prometheus, planned: int, workers: int) -> None:
     """Everything is counted once, every panel and every rule can be asked, and no alert is raised."""
 
     def gives(expression: str, value: float) -> None:
@@ -173,9 +182,9 @@ def check_metrics(prometheus: Prometheus, planned: int) -> None:
         wait_until(lambda: [found for _, found in prometheus.ask(expression)] == [value], f"{expression} is {value:g}")
 
     gives('sum(feature_atlas_jobs_total{outcome=~"ok|dead"})', planned)
-    gives("max(feature_atlas_workers)", 2)
+    gives("max(feature_atlas_workers)", workers)
     gives("max(feature_atlas_queue_jobs)", 0)
-    gives("count(feature_atlas_broker_up == 1)", 2)
+    gives("count(feature_atlas_broker_up == 1)", workers)
     for expression in expressions().values():
         prometheus.ask(expression)
     wait_until(lambda: prometheus.firing() == set(), "no alert")
