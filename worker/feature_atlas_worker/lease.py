@@ -81,6 +81,9 @@ class Lease:
         child = self.child
         if child.pulse.busy and child.quiet_for > child.settings.stall:
             self._break_off()
+        flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))
+        self.flags = {url.decode(): cast("Flag", value.decode()) for url, value in flags.items()}
+        self._learn()  # before the jobs in hand are told again: where they belong must be known by then
         child.hand.renew()
         child.hand.tell()
         ahead = clock_skew(child.client)
@@ -89,9 +92,6 @@ class Lease:
         times = {"at": beat.at - ahead, "started": beat.started - ahead}  # by the broker's clock, as all others
         beat = beat.model_copy(update=times)
         child.client.hset(WORKERS, child.beat.worker, beat.model_dump_json())
-        flags = cast("dict[bytes, bytes]", child.client.hgetall(FLAGS))
-        self.flags = {url.decode(): cast("Flag", value.decode()) for url, value in flags.items()}
-        self._learn()
         child.pulse.note = "\n".join(sorted(child.served))
         self.workers = max(1, sum(beat.alive for beat in monitor.workers(child.client)))
         self._search_if_idle()
