@@ -19,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -32,11 +33,14 @@ _LOOK = 0.05
 class Forked:
     """One process; as much of ``subprocess.Popen`` as tests need."""
 
-    def __init__(self, module: str, argv: Sequence[str], environ: Mapping[str, str], output: int) -> None:
+    def __init__(
+        self, module: str, argv: Sequence[str], environ: Mapping[str, str], output: int, errors: int | None = None
+    ) -> None:
+        """``output`` and ``errors`` are where it writes; one handle takes both where there is no other."""
         ours, theirs = os.pipe()
         request = json.dumps({"module": module, "argv": [*argv], "environ": dict(environ)}).encode()
         try:
-            socket.send_fds(_nursery(), [request], [output, theirs])
+            socket.send_fds(_nursery(), [request], [output, output if errors is None else errors, theirs])
         finally:
             os.close(theirs)
         self._said = os.fdopen(ours, "rb", buffering=0)
@@ -63,6 +67,33 @@ class Forked:
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+
+class Heard(Forked):
+    """One whose words are kept."""
+
+    def __init__(self, module: str, argv: Sequence[str], environ: Mapping[str, str]) -> None:
+        self._out, self._err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed in close()
+        super().__init__(module, argv, environ, self._out.fileno(), self._err.fileno())
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Its output and its errors, once it has ended.  Raises TimeoutExpired."""
+        self.wait(timeout)
+        said = []
+        for file in (self._out, self._err):
+            file.seek(0)
+            said.append(file.read().decode())
+        return said[0], said[1]
+
+    def close(self) -> None:
+        """Ends it."""
+        self.kill()
+        self.wait()
+        self._out.close()
+        self._err.close()
 
 
 @functools.cache
@@ -97,20 +128,22 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
                 os.close(said)
         if not ready:
             continue
-        data, handles, _, _ = socket.recv_fds(requests, 1 << 20, 2)
+        data, handles, _, _ = socket.recv_fds(requests, 1 << 20, 3)
         if not data:
             return None
-        output, said = handles
+        output, errors, said = handles
         pid = os.fork()
         if pid == 0:
             requests.close()
             for handle in (said, *running.values()):
                 os.close(handle)
-            for standard in (1, 2):
-                os.dup2(output, standard)
+            os.dup2(output, 1)
+            os.dup2(errors, 2)
             os.close(output)
+            os.close(errors)
             return cast("dict[str, Any]", json.loads(data))
         os.close(output)
+        os.close(errors)
         running[pid] = said
         _tell(said, pid)
 

@@ -69,7 +69,10 @@ def test_the_wheel_holds_the_three_packages_and_their_data(wheel: Path) -> None:
 
 
 @pytest.mark.parametrize("which", ["running", "newest"])
-def test_the_reader_works_without_extras(which: str, wheel: Path, tmp_path: Path) -> None:
+def test_the_reader_works_without_extras(
+    which: str, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_COMPILE_BYTECODE", "0")  # most of it is never imported here
     python = sys.executable if which == "running" else newest_python()
     bin_ = install(wheel, python, tmp_path / "venv")
     assert "render" in run(bin_ / "feature-atlas", "--help", cwd=tmp_path)

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from feature_atlas.monitor import Beat, GivenUp
 from feature_atlas.spec import Unit
 from tests.conftest import ROOT
 from tests.e2e.farm import is_over
+from tests.nursery import Forked
 from tests.servers import RedisServer, free_port, wait_until
 
 MODEL = ["--model", "python:tests.networks:toy", "--allow-model", "tests.networks"]
@@ -54,15 +54,13 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Forked]]:
     """Starts a command in a process of its own; what it says goes to ``said``."""
-    started: list[subprocess.Popen[bytes]] = []
+    started: list[Forked] = []
 
-    def run(*argv: str) -> subprocess.Popen[bytes]:
+    def run(*argv: str) -> Forked:
         with (tmp_path / "said").open("ab") as said:
-            environ = {**os.environ, "OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-m", "feature_atlas", *argv]
-            started.append(subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=said, env=environ))
+            started.append(Forked("feature_atlas", argv, os.environ, said.fileno()))
         return started[-1]
 
     yield run

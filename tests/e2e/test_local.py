@@ -30,7 +30,7 @@ from feature_atlas.spec import Unit
 from feature_atlas.store import DirectoryStore, open_store
 from feature_atlas_worker import execute
 from feature_atlas_worker.render import render
-from tests.conftest import ROOT
+from tests.nursery import Heard
 from tests.servers import CephGateway, wait_until
 
 MODEL = ["--model", "python:tests.networks:toy", "--allow-model", "tests.networks"]
@@ -66,22 +66,17 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+def start() -> Iterator[Callable[..., Heard]]:
     """Starts a command in a process of its own, that can be hit by signals."""
-    started: list[subprocess.Popen[str]] = []
+    started: list[Heard] = []
 
-    def run(*argv: str) -> subprocess.Popen[str]:
-        child = subprocess.Popen(
-            [sys.executable, "-m", "feature_atlas", *argv], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        started.append(child)
-        return child
+    def run(*argv: str) -> Heard:
+        started.append(Heard("feature_atlas", argv, os.environ))
+        return started[-1]
 
     yield run
     for child in started:
-        child.kill()
-        child.communicate()
+        child.close()
 
 
 def rendered(ended: Ended) -> int:
@@ -100,15 +95,15 @@ def sound(url: str | Path) -> bool:
 # -- from nothing to a whole atlas, and on
 
 
-def test_the_demo_renders_an_atlas_to_look_at_and_again_nothing(tmp_path: Path) -> None:
+def test_the_demo_renders_an_atlas_to_look_at_and_again_nothing(start: Callable[..., Heard], tmp_path: Path) -> None:
     """What `deploy/run demo` runs.  How long it takes depends on what else the machine does, and is not asked here."""
-    demo = [Path(sys.executable).with_name("feature-atlas"), "demo", str(tmp_path)]
-    ended = subprocess.run(demo, capture_output=True, text=True, timeout=540)
-    assert ended.returncode == 0, ended.stderr
+    demo = start("demo", str(tmp_path))
+    out, err = demo.communicate(timeout=540)
+    assert demo.returncode == 0, err
     atlas = Atlas.open(tmp_path)
     assert len(atlas.plan) >= 64
     assert (atlas.done(), atlas.failed()) == (set(atlas.plan.units()), set())
-    assert f"open {tmp_path}/index.html" in ended.stdout
+    assert f"open {tmp_path}/index.html" in out
     page = (tmp_path / keys.PAGE).read_text()
     assert len(atlas.plan.layers) >= 2
     for layer in atlas.plan.layers:
@@ -117,8 +112,9 @@ def test_the_demo_renders_an_atlas_to_look_at_and_again_nothing(tmp_path: Path) 
     with Image.open(tmp_path / keys.CONTACT_SHEET) as sheet:
         assert min(sheet.size) > 64 * len(atlas.plan.layers), "a row of every layer"
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "images").rglob("*.png")}
-    again = subprocess.run(demo, capture_output=True, text=True, timeout=240)
-    assert (again.returncode, "; 0 new in" in again.stdout) == (0, True)
+    again = start("demo", str(tmp_path))
+    out, _ = again.communicate(timeout=240)
+    assert (again.returncode, "; 0 new in" in out) == (0, True)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "images").rglob("*.png")} == before
 
 
