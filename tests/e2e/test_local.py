@@ -11,8 +11,6 @@ import json
 import os
 import shlex
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
