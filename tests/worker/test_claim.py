@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -224,6 +225,20 @@ def test_what_the_broker_forgot_can_be_given_back(client: redis.Redis, hand: Han
     client.flushall()
     hand.give_back(messages)
     assert queued(client) == [0, 1, 2] and not client.exists(UNACKED, UNACKED_INDEX)
+
+
+def test_what_is_given_back_after_the_broker_forgot_is_in_one_place(client: redis.Redis, hand: Hand) -> None:
+    hand.renew()
+    for _ in range(20):
+        send(client, "conv", range(30))
+        messages = hand.claim(GROUP, 30, 30)
+        client.flushall()
+        beside = threading.Thread(target=hand.renew)
+        beside.start()
+        hand.give_back(messages)
+        beside.join()
+        assert len(queued(client)) == 30 and not client.exists(UNACKED, UNACKED_INDEX)
+        client.delete(QUEUE)
 
 
 def test_what_is_given_up_is_on_record_and_gone(client: redis.Redis, hand: Hand) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
@@ -48,12 +49,14 @@ return told
 
 
 class Memory:
-    """The broker's, as one process sees it."""
+    """The broker's, as one process sees it.  Thread-safe."""
 
     def __init__(self, client: redis.Redis) -> None:
         self._look = client.register_script(_LOOK)
         self._remind = client.register_script(_REMIND)
         self._mark = b""
+        # The lease's thread must not tell once more what the work's thread has told and given back meanwhile.
+        self._lock = threading.Lock()
 
     def remind(self, held: Sequence[Message]) -> int:
         """Tells the broker what is in hand if it has forgotten everything since the last call; how many messages.
@@ -61,15 +64,16 @@ class Memory:
         Messages whose lease was lost are nobody's business: that is why this is not done at any other time.
         Raises RedisError; then the next call does it.
         """
-        mark, _ = self._marked()
-        if mark == self._mark:
-            return 0
-        told = 0
-        if held and self._mark:  # at the first look nothing is known to be forgotten
-            kept = [x for m in held for x in (m.tag, f'[{m.raw},"",{json.dumps(QUEUE)}]')]
-            told = int(cast("int", self._remind(keys=[UNACKED, UNACKED_INDEX], args=kept)))
-        self._mark = mark
-        return told
+        with self._lock:
+            mark, _ = self._marked()
+            if mark == self._mark:
+                return 0
+            told = 0
+            if held and self._mark:  # at the first look nothing is known to be forgotten
+                kept = [x for m in held for x in (m.tag, f'[{m.raw},"",{json.dumps(QUEUE)}]')]
+                told = int(cast("int", self._remind(keys=[UNACKED, UNACKED_INDEX], args=kept)))
+            self._mark = mark
+            return told
 
     def age(self) -> float:
         """Seconds since the broker began to remember.  Raises RedisError."""
