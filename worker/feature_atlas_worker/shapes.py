@@ -1,8 +1,8 @@
-"""Shapes without torch's compiler: for some functions on the meta device torch would load it, 1.5 s long."""
+"""Shapes without torch's compiler and sympy: for some functions on the meta device torch would load them, 2 s long."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ POINTWISE: frozenset[Callable[..., Any]] = frozenset({
 
 
 class Shapes(TorchFunctionMode):
-    """Answers for activations and adaptive pooling on the meta device, whose tensors have a shape and no values."""
+    """Answers for convolutions, activations and adaptive pooling on the meta device: a shape and no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], Tensor) and args[0].is_meta:
@@ -27,7 +27,42 @@ class Shapes(TorchFunctionMode):
                 return args[0]
             if func is functional.adaptive_avg_pool2d:
                 return _pooled(*args, **(kwargs or {}))
+            if func in _SLIDING and (found := _SLIDING[func](*args, **(kwargs or {}))) is not None:
+                return found
         return func(*args, **(kwargs or {}))
+
+
+def _convolved(
+    input: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor | None:  # fmt: skip
+    if isinstance(padding, str) or input.dim() != 4 or weight.shape[1] * groups != input.shape[1]:
+        return None
+    return _slid(input, weight.shape[0], tuple(weight.shape[2:]), stride, padding, dilation)
+
+
+def _averaged(
+    input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
+) -> Tensor | None:
+    if ceil_mode or input.dim() != 4:
+        return None
+    return _slid(input, input.shape[1], kernel_size, kernel_size if stride is None else stride, padding, 1)
+
+
+def _slid(input: Tensor, channels: int, *settings: int | Sequence[int]) -> Tensor | None:
+    """What a window (size, stride, padding and dilation) that slides over the map leaves of it; None where nothing."""
+    each = [(given, given) if isinstance(given, int) else tuple(given) * (3 - len(given)) for given in settings]
+    size = [
+        (length + 2 * padding - dilation * (window - 1) - 1) // stride + 1
+        for length, window, stride, padding, dilation in zip(input.shape[2:], *each, strict=True)
+    ]
+    return input.new_empty(input.shape[0], channels, *size) if min(size) > 0 else None
+
+
+#: What may answer None: then torch does, or says what is wrong.
+_SLIDING: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    torch.conv2d: _convolved, functional.avg_pool2d: _averaged,
+}  # fmt: skip
 
 
 def _pooled(picture: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
