@@ -90,9 +90,11 @@ class Executor:
         self.close()
 
     def close(self) -> None:
-        """Frees the model and ends the threads."""
+        """Lets go of the model and ends the threads."""
         self.pool.shutdown()
-        self.release()
+        if self.device.type == "cuda":  # what else lives here may need its memory now; Python sees to the rest
+            self.release()
+        self._model = None
 
     def release(self) -> None:
         """Frees the model."""
