@@ -22,15 +22,14 @@ WEIGHTS_VARIABLE = "FEATURE_ATLAS_TEST_WEIGHTS"
 # Where a test mostly waits for processes of its own; it runs on whichever xdist worker is free.
 ALONE = ("tests/e2e/test_", "tests/e2e/chaos", "tests/deploy", "tests/test_")
 # Fixtures that take seconds to start: the tests of a module that use one of a kind stay together, on one xdist worker.
-DEAR = {
-    "crew": "crew", "either_crew": "crew", "ceph": "ceph", "chromium": "chromium", "wheel": "wheel", "broker": "broker",
-    "services": "services",
-}  # fmt: skip
+DEAR = {"crew": "crew", "either_crew": "crew", "wheel": "wheel", "broker": "broker", "services": "services"}
+# Of these one is enough for the whole run: every test that uses it is on the worker that has it.
+ONLY = ("ceph", "chromium")
 # What takes longest begins first, so that no xdist worker is left alone with it in the end.
 LONGEST = (
-    "test_topology.py", "test_farm.py", "test_bad_days.py", "test_clocks.py", "test_up_needs_no_service",
-    "test_a_farm_in_four_commands", "test_the_frontier_is_finite", "test_chaos.py", "test_wheel.py", "[mypy]",
-    "test_the_demo_renders", "test_metrics.py", "test_local.py", "test_s3.py", "test_viewer.py",
+    "test_topology.py", "test_viewer.py", "test_farm.py", "test_bad_days.py", "test_clocks.py",
+    "test_up_needs_no_service", "test_a_farm_in_four_commands", "test_the_frontier_is_finite", "test_chaos.py",
+    "test_wheel.py", "[mypy]", "test_the_demo_renders", "test_metrics.py", "test_local.py", "test_s3.py",
     "tests/e2e", "tests/deploy", "tests/test_",
 )  # fmt: skip
 # Fixtures that need something a laptop may lack, and the mark that selects or leaves out their tests.
@@ -95,8 +94,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     items.sort(key=lambda item: next((i for i, part in enumerate(LONGEST) if part in item.nodeid), len(LONGEST)))
 
 
-def pytest_collection_finish() -> None:
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[object]:
     """Torch, pytest and 2,000 tests are a million objects that stay: each collection of garbage went through them."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    """From here on they are nobody's concern."""
     gc.collect()
     gc.freeze()
 
@@ -109,6 +118,8 @@ def pytest_unconfigure() -> None:
 def group(nodeid: str, fixtures: Collection[str]) -> str | None:
     """The tests that run on one xdist worker in their order: small modules, and tests that share what is dear."""
     module = nodeid.partition("::")[0]
+    if (only := next((name for name in ONLY if name in fixtures), None)) is not None:
+        return only
     dear = next((kind for name, kind in DEAR.items() if name in fixtures), None)
     if dear is None:
         return None if module.startswith(ALONE) else module

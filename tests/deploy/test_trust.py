@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from feature_atlas.s3 import S3Store
 from feature_atlas.spec import Unit
 from feature_atlas_worker.download import http_get
 from tests.conftest import ROOT
+from tests.nursery import Heard
 from tests.servers import CephGateway, RedisServer
 
 POLICIES = ROOT / "deploy/s3"
@@ -92,12 +92,10 @@ def test_no_secret_is_in_what_a_failing_command_says(
 ) -> None:
     """With ``--debug``, which says all that is said without, and more."""
     given = {name: value.replace("{port}", str(valkey.port)) for name, value in environ.items()}
-    done = subprocess.run(
-        [sys.executable, "-m", "feature_atlas", *argv, "--debug"], capture_output=True, text=True,
-        env={**os.environ, "AWS_MAX_ATTEMPTS": "1", **given}, timeout=120,
-    )  # fmt: skip
-    said = done.stdout + done.stderr
-    assert done.returncode in (2, 5) and said
+    command = Heard("feature_atlas", [*argv, "--debug"], {**os.environ, "AWS_MAX_ATTEMPTS": "1", **given})
+    with contextlib.closing(command):
+        said = "".join(command.communicate(120))
+    assert command.returncode in (2, 5) and said
     assert SECRET not in said
 
 
