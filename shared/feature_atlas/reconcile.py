@@ -201,20 +201,20 @@ def _listed(
         if unit.channel in done.get(unit[:2], ()) or unit.channel not in recorded.get(unit[:2], ()):
             # Overcome, or forgotten by `retry`.
             client.hdel(dead_key(atlas.url), field(unit))
-    _forget_attempts(client, atlas.url, done)
     for group, channels in recorded.items():
         for channel in channels - done.get(group, set()):
             unit = Unit(*group, channel)
             on_the_way = any(channel in there.get(group, ()) for there in pending)
             if unit in given_up or (not on_the_way and _is_final(atlas, unit)):
                 failed.setdefault(group, set()).add(channel)
+    _forget_attempts(client, atlas.url, (done, failed))
     return done, failed
 
 
-def _forget_attempts(client: redis.Redis, atlas: str, done: Channels) -> None:
-    """Those at what is done: a job that was sent twice leaves some where its second owner is killed."""
+def _forget_attempts(client: redis.Redis, atlas: str, settled: tuple[Channels, ...]) -> None:
+    """Those at what is settled: a job that was sent twice leaves some where its second owner is killed."""
     begun = [(name, unit_of(name.decode())) for name in cast("list[bytes]", client.hkeys(attempts_key(atlas)))]
-    over = [name for name, unit in begun if unit.channel in done.get(unit[:2], ())]
+    over = [name for name, unit in begun if any(unit.channel in there.get(unit[:2], ()) for there in settled)]
     if over:
         client.hdel(attempts_key(atlas), *over)
 

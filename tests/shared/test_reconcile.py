@@ -117,10 +117,11 @@ def test_the_store_outranks_the_dead_list(setting: Setting) -> None:
     assert not setting.client.exists(dead_key(setting.atlas.url))
 
 
-def test_attempts_at_what_is_done_are_forgotten(setting: Setting) -> None:
-    done, begun = Unit("channel", "conv1", 3), Unit("channel", "conv1", 4)
+def test_attempts_at_what_is_done_or_given_up_are_forgotten(setting: Setting) -> None:
+    done, begun, given_up = (Unit("channel", "conv1", channel) for channel in (3, 4, 5))
     setting.store.put(keys.image(done), b"")
-    setting.client.hset(attempts_key(setting.atlas.url), mapping={field(done): 1, field(begun): 2})
+    setting.give_up(given_up, recorded=True)
+    setting.client.hset(attempts_key(setting.atlas.url), mapping={field(done): 1, field(begun): 2, field(given_up): 3})
     setting.reconcile()
     assert setting.client.hgetall(attempts_key(setting.atlas.url)) == {field(begun).encode(): b"2"}
 

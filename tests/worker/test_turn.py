@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from feature_atlas import keys
-from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, Message, attempts_key, parse
+from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, Message, attempts_key, dead_key, field, parse
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
 from feature_atlas.spec import Unit
@@ -95,6 +95,22 @@ def test_a_job_that_was_begun_too_often_is_given_up_by_what_was_known_at_the_beg
     child.client.hset(attempts_key(atlas.url), "channel|conv|0", 4)
     turn(child)
     assert atlas.failed() and not atlas.done() and not child.client.exists(UNACKED, attempts_key(atlas.url))
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_a_job_that_was_sent_twice_is_not_begun_again_when_it_was_given_up(
+    batch: int, child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 4})
+    enqueue(atlas, child.settings.broker)
+    given_up = [Unit("channel", "conv", channel) for channel in (0, 2)]
+    child.client.hset(dead_key(atlas.url), mapping={field(unit): "{}" for unit in given_up})
+    monkeypatch.setattr(child, "settings", child.settings.model_copy(update={"batch": batch}))
+    child.executor.sizes.asked = batch
+    while child.client.llen(QUEUE):
+        turn(child)
+    assert {unit.channel for unit in atlas.done()} == {1, 3}
+    assert not child.client.exists(UNACKED, attempts_key(atlas.url)) and child.client.hlen(dead_key(atlas.url)) == 2
 
 
 def test_a_task_goes_on_though_the_broker_says_nothing_of_it(child: Child, valkey: RedisServer, tmp_path: Path) -> None:

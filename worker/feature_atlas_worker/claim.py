@@ -153,11 +153,14 @@ class Hand:
         if held:
             self._renew(keys=[UNACKED_INDEX], args=[message.tag for message in held])
 
-    def attempts(self, messages: Sequence[Message]) -> list[int]:
-        """How often each job was begun without an end.  Raises RedisError."""
-        key = attempts_key(messages[0].order.atlas)
-        values = cast("list[bytes | None]", self.client.hmget(key, [field(m.order.unit) for m in messages]))
-        return [int(value or 0) for value in values]
+    def attempts(self, messages: Sequence[Message]) -> list[int | None]:
+        """How often each job was begun without an end; None where it was given up meanwhile.  Raises RedisError."""
+        atlas, fields = messages[0].order.atlas, [field(message.order.unit) for message in messages]
+        with self.client.pipeline() as pipe:
+            pipe.hmget(attempts_key(atlas), fields)
+            pipe.hmget(dead_key(atlas), fields)
+            begun, given_up = cast("list[list[bytes | None]]", pipe.execute())
+        return [int(tried or 0) if over is None else None for tried, over in zip(begun, given_up, strict=True)]
 
     def count(self, messages: Sequence[Message]) -> None:
         """Counts an attempt at each job, before it begins: what ends this process is found on record.

@@ -15,6 +15,7 @@ from feature_atlas.messages import (
     Message,
     Order,
     attempts_key,
+    dead_key,
     field,
     parse,
 )
@@ -33,8 +34,8 @@ class Opening(NamedTuple):
     message: Message | None
     #: Of its atlas.
     flag: Flag | None
-    #: How often the job was begun without an end.
-    attempts: int
+    #: How often the job was begun without an end; None where it was given up meanwhile.
+    attempts: int | None
 
 
 def look(client: redis.Redis, tag: str, order: Order) -> Opening | None:
@@ -44,7 +45,8 @@ def look(client: redis.Redis, tag: str, order: Order) -> Opening | None:
             pipe.hget(UNACKED, tag)
             pipe.hget(FLAGS, order.atlas)
             pipe.hget(attempts_key(order.atlas), field(order.unit))
-            value, flag, attempts = cast("list[bytes | None]", pipe.execute())
+            pipe.hexists(dead_key(order.atlas), field(order.unit))
+            value, flag, attempts, given_up = cast("list[bytes | None]", pipe.execute())
     except RedisError as error:
         log.warning("the broker says nothing of the message %s: %s", tag, error)
         return None
@@ -55,5 +57,5 @@ def look(client: redis.Redis, tag: str, order: Order) -> Opening | None:
         log.warning("the message %s cannot be read: %s", tag, error)
     return Opening(
         message if message is not None and message.order == order else None,
-        cast("Flag | None", flag.decode() if flag else None), int(attempts or 0),
+        cast("Flag | None", flag.decode() if flag else None), None if given_up else int(attempts or 0),
     )  # fmt: skip

@@ -162,7 +162,10 @@ class Turn:
         return [job for job in jobs if job.channel not in listed.done]
 
     def _parts(self, jobs: Sequence[Job], size: int) -> list[list[Job]]:
-        """Jobs by how often they were begun: the untried together, the others in ever smaller parts."""
+        """Jobs by how often they were begun: the untried together, the others in ever smaller parts.
+
+        What was sent twice and given up meanwhile is finished: it would end one process after the other anew.
+        """
         if not jobs:
             return []
         known, messages = self.opening, [self._messages[job.unit] for job in jobs]
@@ -170,10 +173,12 @@ class Turn:
             counts = [known.attempts]
         else:
             counts = self.retreat.broker(lambda: self.hand.attempts(messages))
-        self._attempts = dict(zip((job.unit for job in jobs), counts, strict=True))
+        begun = {job.unit: tried for job, tried in zip(jobs, counts, strict=True)}
+        self.hand.finish([self._messages[unit] for unit, tried in begun.items() if tried is None])
+        self._attempts = {unit: tried for unit, tried in begun.items() if tried is not None}
         parts = []
-        for tried in sorted(set(counts)):
-            level = [job for job in jobs if self._attempts[job.unit] == tried]
+        for tried in sorted(set(self._attempts.values())):
+            level = [job for job in jobs if self._attempts.get(job.unit) == tried]
             if tried >= MOST_ATTEMPTS:
                 for job in level:
                     why = f"the process ended or hung {tried} times while rendering it"
