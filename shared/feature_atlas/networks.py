@@ -23,6 +23,8 @@ Layout = Literal["NCHW", "NHWC", "tokens", "flat"]
 CHANNEL_AXIS: dict[Layout, int] = {"NCHW": 1, "NHWC": 3, "tokens": 2, "flat": 1}
 #: What a layer is, in the field's words; the order in which they are listed to people.
 KINDS = ("conv", "linear", "norm", "activation", "pool", "attention", "block", "other")
+#: How the names of those begin that do not take a picture of 128 px as it is; every other of the table does.
+ONE_SIZE = ("vit_", "maxvit_")
 #: ``random:SEED``.
 RANDOM = re.compile(r"^random:(\d{1,15})$")
 

@@ -278,6 +278,32 @@ BAD = {
     "not here, either": (["render", "{atlas}", *MODEL, "--device", "cuda:7"], 5, "no device 'cuda:7'"),
     "no device": (["worker", "--broker", "{broker}", "--store", "/tmp", "--device", "gpu"], 2, "cuda or cuda:N"),
     "worker alone": (["worker", "--broker", "redis://127.0.0.1:{port}/0", "--store", "/tmp"], 5, "no broker at"),
+    "too small": (
+        [
+            "enqueue",
+            "{atlas}",
+            "--model",
+            "alexnet",
+            "--weights",
+            "random:0",
+            "--set",
+            "size=16",
+            "--broker",
+            "{broker}",
+        ],
+        2,
+        "a picture of 16 x 16 px does not pass this network up to layer 'features.6'",
+    ),
+    "one size only": (
+        ["enqueue", "{atlas}", "--model", "vit_b_32", "--broker", "{broker}"],
+        2,
+        "a picture of 128 x 128 px does not pass this network up to layer 'conv_proj'",
+    ),
+    "too small, either": (
+        ["up", "{atlas}", *MODEL, "--layers", "conv3", "--variant", "neuron", "--set", "position=99,0"],
+        2,
+        "neuron position 99,0 is not on this layer's map",
+    ),
     "no workers": (["up", "{atlas}", *MODEL, "--workers", "0"], 2, "at least 1"),
     "nothing up": (["up", "{atlas}"], 2, "there is no atlas"),
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 import socket
 from collections.abc import Callable, Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -23,18 +22,14 @@ from feature_atlas.plan import describe_model
 from feature_atlas.settings import Settings
 from feature_atlas.spec import Job, ModelRef, Recipe, Unit
 from feature_atlas.store import Store
-from feature_atlas_worker import commit, inspect, models
+from feature_atlas_worker import commit, fit, models
 from feature_atlas_worker.batches import BatchSizes
 from feature_atlas_worker.devices import computes_half, device_of
 from feature_atlas_worker.group import GroupRun, Outcome
 from feature_atlas_worker.models import VisionModel
-from feature_atlas_worker.network import open_network
-from feature_atlas_worker.objectives import place
-from feature_atlas_worker.params import coarse_size
 from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Visualization, render
 from feature_atlas_worker.rewrite import ALL
-from feature_atlas_worker.transforms import padded
 
 log = logging.getLogger(__name__)
 
@@ -127,34 +122,8 @@ class Executor:
         Raises:
             RequestError: one does not; and as :meth:`model`.
         """
-        model, wanted = self.model(ref, read), list(recipes)
-        for size, recipe in {
-            recipe.network_size or padded(recipe.size, recipe.pad): recipe for recipe in wanted
-        }.items():
-            try:
-                inspect.describe(model.module, size)
-            except RequestError:  # the whole network does not run at this size; the layers asked for may
-                for layer in layers:
-                    with open_network(model, layer, recipe, self.device):
-                        pass
-        for recipe in wanted:
-            if recipe.position is not None:
-                for layer in layers:
-                    self._check_position(model, layer, recipe)
-
-    def _check_position(self, model: VisionModel, layer: str, recipe: Recipe) -> None:
-        """Raises RequestError where the neuron is not on the layer's map at some size that the network will see."""
-        sizes = {(recipe.size, recipe.pad), (recipe.size, 0)}  # climbing, and measuring the finished picture
-        if recipe.coarse_steps:
-            size = coarse_size(recipe.size, recipe.coarse)
-            sizes.add((size, math.ceil(recipe.pad * size[0] / recipe.size[0])))
-        for size, pad in sorted(sizes):
-            seen = recipe.model_copy(update={"size": size, "pad": pad})
-            with open_network(model, layer, seen, self.device) as network:
-                try:
-                    place(*network.map, seen)
-                except RequestError as error:
-                    raise RequestError(f"layer {layer!r}: {error}") from None
+        model = self.model(ref, read)
+        fit.check(model.module, model.input_size, layers, recipes)
 
     def run(
         self,

@@ -163,23 +163,54 @@ def kind(module: nn.Module) -> str:
     return "block" if any(True for _ in module.children()) else "other"
 
 
+def reached(module: nn.Module, size: tuple[int, int]) -> tuple[dict[str, tuple[int, ...]], str]:
+    """(layer -> shape of its output [B, ...], why the network went no further) on a picture of ``size`` (h, w).
+
+    Layers are in the order in which they finish; the reason is empty where the network ran to its end.
+    """
+    found, error = _try(module, _BATCHES[0], size)
+    return {name: output.shape for name, output in found.items()}, _reason(error) if error is not None else ""
+
+
+def refused(layer: str, size: tuple[int, int], usual: tuple[int, int], why: str) -> RequestError:
+    """What to say of a picture of ``size`` (h, w) that ends before the layer; ``usual`` is what the network takes."""
+    return RequestError(
+        f"a picture of {size[0]} x {size[1]} px does not pass this network up to layer {layer!r}"
+        f"{f' ({why[:160]})' if why else ''}: set a larger size, e.g. --set size={max(usual)}"
+    )
+
+
 def _run(module: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, _Output]:
     """The last output of every layer by name, in the order in which they finished."""
-    try:
-        return _record(module, batch, size, torch.device("meta"))
-    except Exception as error:  # reads values, or keeps tensors that are no buffers: run it for real
-        log.debug("not on the meta device: %s", error)
-    tensors = [t for t in (*module.parameters(), *module.buffers()) if not t.is_meta]
-    try:
-        return _record(module, batch, size, tensors[0].device if tensors else torch.device("cpu"))
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+    found, error = _try(module, batch, size)
+    if error is not None:
         raise RequestError(
-            f"the network does not run on an input of {size[0]} x {size[1]} px ({reason[:200]})"
+            f"the network does not run on an input of {size[0]} x {size[1]} px ({_reason(error)[:200]})"
         ) from None
+    return found
 
 
-def _record(module: nn.Module, batch: int, size: tuple[int, int], device: torch.device) -> dict[str, _Output]:
+def _reason(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _try(module: nn.Module, batch: int, size: tuple[int, int]) -> tuple[dict[str, _Output], Exception | None]:
+    found, error = _record(module, batch, size, torch.device("meta"))
+    if error is None:
+        return found, None
+    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
+    if devices == {torch.device("meta")}:
+        return found, error
+    # Reads values, or keeps tensors that are no buffers: run it for real
+    log.debug("not on the meta device: %s", error)
+    real = [device for device in devices if device.type != "meta"]
+    return _record(module, batch, size, real[0] if real else torch.device("cpu"))
+
+
+def _record(
+    module: nn.Module, batch: int, size: tuple[int, int], device: torch.device
+) -> tuple[dict[str, _Output], Exception | None]:
+    """(what every layer gave, what ended the run before its end)."""
     found: dict[str, _Output] = {}
     names: dict[nn.Module, str] = {m: name for name, m in module.named_modules() if name}
 
@@ -199,10 +230,12 @@ def _record(module: nn.Module, batch: int, size: tuple[int, int], device: torch.
                     torch.func.functional_call(module, _as_meta(module), (picture,))
             else:
                 module(picture)
+        except Exception as error:  # somebody's forward pass
+            return found, error
         finally:
             for handle in handles:
                 handle.remove()
-    return found
+    return found, None
 
 
 def _as_meta(module: nn.Module) -> dict[str, Tensor]:

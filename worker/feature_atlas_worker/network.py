@@ -17,7 +17,7 @@ from feature_atlas_worker.activations import count_calls, find, frozen, tap
 from feature_atlas_worker.devices import computes_half
 from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import RedirectedReLU
-from feature_atlas_worker.inspect import layer_layout
+from feature_atlas_worker.inspect import layer_layout, refused
 from feature_atlas_worker.objectives import canonical
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
@@ -141,7 +141,8 @@ def open_network(
         except (RuntimeError, ValueError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise _refused(layer, size, model, error) from None
+            why = str(error).splitlines()[0] if str(error) else ""
+            raise refused(layer, size, model.input_size, why) from None
         if not calls:
             raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
         with tap(module, layer, calls, rewrites.cut) as run:
@@ -149,7 +150,7 @@ def open_network(
             with torch.no_grad():
                 activations = network(probe)
             if activations[0].numel() == 0:
-                raise _refused(layer, size, model, None)
+                raise refused(layer, size, model.input_size, "")
             network.channels, network.map = activations.shape[1], (activations.shape[2], activations.shape[3])
             yield network
 
@@ -160,11 +161,3 @@ def _trial(model: Model) -> Tensor | None:
         return None
     noise = torch.rand(1, len(model.mean), *model.input_size, generator=torch.Generator().manual_seed(0))
     return (noise - torch.tensor(model.mean).view(1, -1, 1, 1)) / torch.tensor(model.std).view(1, -1, 1, 1)
-
-
-def _refused(layer: str, size: tuple[int, int], model: Model, error: Exception | None) -> RequestError:
-    reason = f" ({str(error).splitlines()[0][:160]})" if error and str(error) else ""
-    return RequestError(
-        f"a picture of {size[0]} x {size[1]} px does not pass this network up to layer {layer!r}{reason}:"
-        f" set a larger size, e.g. --set size={max(model.input_size)}"
-    )

@@ -108,6 +108,7 @@ def run_enqueue(args: argparse.Namespace) -> int:
     from feature_atlas_producer.enqueue import enqueue
 
     connect(settings.broker).close()  # before anything is written
+    selection.check_fits(wanted, settings)
     atlases = [selection.grow(request) for request in wanted] or [Atlas.open(args.url)]
     summaries = []
     for atlas in atlases:
@@ -185,6 +186,7 @@ def run_up(args: argparse.Namespace) -> int:
     from feature_atlas.cli.up import Up, gpus_of
 
     gpus = gpus_of(settings.device)  # before anything is written
+    selection.check_fits(wanted, settings)
     atlases = [selection.grow(request) for request in wanted] or [Atlas.open(args.url)]
     return Up(atlases, settings, gpus, workers=args.workers, publish=not args.no_publish, as_json=args.json).run()
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from feature_atlas.spec import ModelRef
 
 
+#: Pixels a side that every network of the table takes, and no preset goes below.
+USUAL = 128
+
+
 @dataclass(frozen=True)
 class Request:
     """One model's part of a command: what shall be at which URL."""
@@ -151,6 +155,32 @@ def resolve(model: str, args: argparse.Namespace, settings: Settings) -> tuple[N
         model, args.weights, allowed=settings.allowed_models, mean=args.mean or (), std=args.std or ()
     )
     return network, ref, weights
+
+
+def check_fits(wanted: list[Request], settings: Settings) -> None:
+    """Refuses pictures that do not pass their network, before anything is written.
+
+    Most networks of the table take what is at least as large as the presets' pictures, and are not built for those.
+    Where torch is missing, the workers refuse job by job.
+
+    Raises:
+        RequestError: a picture is too small for a layer, or a neuron is not on its map.
+    """
+    from feature_atlas import growth, networks
+    from feature_atlas.store import open_store
+
+    for request in wanted:
+        name, recipes = request.ref.name, request.file.variants.values()
+        usual = all(min(recipe.size) >= USUAL and recipe.position is None for recipe in recipes)
+        if usual and ":" not in name and not name.startswith(networks.ONE_SIZE):
+            continue
+        if growth.check(open_store(request.url), request.ref, request.file):
+            continue
+        try:
+            from feature_atlas_worker import fit
+        except ModuleNotFoundError:
+            return
+        fit.check_named(request.ref, [layer.name for layer in request.file.layers], recipes, settings.allowed_models)
 
 
 def grow(request: Request) -> Atlas:

@@ -1,0 +1,84 @@
+"""What passes a network, said by shapes alone, and that it is what the renderer says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from feature_atlas.errors import RequestError
+from feature_atlas.networks import find
+from feature_atlas.presets import preset
+from feature_atlas.spec import Recipe
+from feature_atlas_worker import fit
+from feature_atlas_worker.models import VisionModel
+from feature_atlas_worker.network import open_network
+from tests import networks
+
+
+class Reads(nn.Sequential):
+    """Looks at a value, which no shape has."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + float(x.detach().sum()))  # type: ignore[no-any-return]
+
+
+def layers() -> list[nn.Module]:
+    return [nn.Conv2d(3, 4, 9, stride=2), nn.ReLU(), nn.Conv2d(4, 5, 5), nn.Flatten(), nn.Linear(5 * 25, 2)]
+
+
+MADE = {"shapes": lambda: nn.Sequential(*layers()), "values": lambda: Reads(*layers())}
+
+
+@pytest.mark.parametrize("kind", MADE)
+@pytest.mark.parametrize("size", [8, 9, 16, 17, 24, 25, 26, 27])
+@pytest.mark.parametrize("layer", ["0", "2", "4"])
+def test_it_says_what_the_renderer_says(kind: str, size: int, layer: str) -> None:
+    module, recipe = MADE[kind](), Recipe(size=(size, size), steps=1)
+    model = VisionModel(module, networks.MEAN, networks.STD, (25, 25))
+    try:
+        with open_network(model, layer, recipe, torch.device("cpu")):
+            passes = True
+    except RequestError:
+        passes = False
+    try:
+        fit.check(module, (25, 25), [layer], [recipe])
+        said = True
+    except RequestError as error:
+        said = False
+        assert f"{size} x {size} px does not pass this network up to layer {layer!r}" in str(error)
+    assert said == passes
+
+
+@pytest.mark.parametrize(
+    ("changes", "refused"),
+    [
+        ({"position": (60, 31)}, ""),
+        ({"position": (61, 0)}, "61 rows and 61 columns at size 128 x 128"),
+        ({"position": (29, 0), "coarse": 0.5, "coarse_steps": 1}, "29 rows and 29 columns at size 64 x 64"),
+        ({"position": (61, 0), "pad": 8}, "61 rows and 61 columns at size 128 x 128"),
+        ({"position": (40, 60), "network_size": (64, 128)}, "29 rows and 61 columns"),
+    ],
+    ids=str,
+)
+def test_a_neuron_is_on_every_map_that_will_be_seen(changes: dict[str, Any], refused: str) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 7, stride=2), nn.ReLU())
+    recipe = preset("regularised", {"size": 128, "objective": "neuron", **changes})
+    if not refused:
+        fit.check(module, (128, 128), ["0"], [recipe])
+        return
+    with pytest.raises(RequestError, match=f"layer '0': neuron position .*{refused}"):
+        fit.check(module, (128, 128), ["0"], [recipe])
+
+
+def test_a_network_is_tried_by_name_without_its_weights() -> None:
+    network = find("squeezenet1_1")
+    assert network is not None
+    ref, names = network.reference("random:0"), [layer.name for layer in network.layers if layer.kind == "conv"]
+    fit.check_named(ref, names, [preset("regularised")], ())
+    with pytest.raises(
+        RequestError, match=r"a picture of 16 x 16 px does not pass .*: set a larger size, e\.g\. --set size=224"
+    ):
+        fit.check_named(ref, names, [preset("regularised", {"size": 16})], ())
