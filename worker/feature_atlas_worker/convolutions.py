@@ -5,19 +5,21 @@ order; the ascent amplifies the difference until the pictures are others.  oneDN
 whatever lies beside it, and its convolution is faster than its way back:
 
 - without stride, the way back is a convolution with turned weights;
-- a stride of s is a convolution without stride over s * s interleaved pictures.  oneDNN goes back through a strided
-  convolution of three channels at a fifth of its usual speed: in SqueezeNet at 128 px that is 40 % of a step.
+- with one, it is oneDNN's transposed convolution, with weights laid out beforehand;
+- of three channels, a stride of s is a convolution without stride over s * s interleaved pictures.  oneDNN goes back
+  through one with a stride at a fifth of its usual speed: in SqueezeNet at 128 px that is 40 % of a step.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 
 #: Above these many input channels oneDNN's own way back through a stride is as fast.
 STEM_CHANNELS = 4
@@ -26,13 +28,17 @@ LAYOUTS = 4
 #: The batch for which they are laid out; any other does as well.
 PACKED_BATCH = 8
 #: Whether this PyTorch can lay weights out beforehand (torch.compile uses the same operators).
-PACKS = hasattr(torch.ops.mkldnn, "_reorder_convolution_weight") and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+PACKS = all(
+    hasattr(torch.ops.mkldnn, f"_reorder_convolution_{way}weight")
+    and hasattr(torch.ops.mkldnn, f"_convolution_{way}pointwise")
+    for way in ("", "transpose_")
+)
 #: What such a convolution computes in.
 _PRECISIONS = (torch.float32, torch.bfloat16)
 
 
-class Convolution:
-    """A convolution by oneDNN with weights in the layout that it wants.
+class _Weights:
+    """Weights in the layout that oneDNN wants.
 
     Without that it lays them out anew in every call, which in a deep layer takes longer than the sums: 3.1 instead of
     0.34 ms for 2,048 to 512 channels on a 4 x 4 map.  The layout depends on the map's size; a wrong one costs more
@@ -44,7 +50,20 @@ class Convolution:
     ) -> None:
         self._weight = weight
         self._geometry = list(padding), list(stride), list(dilation)
-        self._laid_out: OrderedDict[tuple[torch.dtype, torch.Size], Tensor] = OrderedDict()
+        self._laid_out: OrderedDict[tuple[torch.dtype, Hashable], Tensor] = OrderedDict()
+
+    def _kept(self, precision: torch.dtype, sizes: Hashable, lay_out: Callable[[Tensor], Tensor]) -> Tensor:
+        key = precision, sizes
+        if key not in self._laid_out:
+            with torch.no_grad():
+                self._laid_out[key] = lay_out(self._weight.to(precision))
+            if len(self._laid_out) > LAYOUTS:
+                self._laid_out.popitem(last=False)
+        return self._laid_out[key]
+
+
+class Convolution(_Weights):
+    """A convolution by oneDNN."""
 
     def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """[B, in, h, w] -> [B, out, h', w'] in the precision of ``x``: fp32 or bf16."""
@@ -52,22 +71,39 @@ class Convolution:
         bias = bias.to(x.dtype) if bias is not None else None
         if not PACKS:
             return torch.mkldnn_convolution(x, self._weight.to(x.dtype), bias, padding, stride, dilation, 1)
-        weight = self._layout(x.dtype, x.shape)
+        pack, like = torch.ops.mkldnn._reorder_convolution_weight, [PACKED_BATCH, *x.shape[1:]]
+        weight = self._kept(x.dtype, x.shape[2:], lambda weight: pack(weight, *self._geometry, 1, like))
         out: Tensor = torch.ops.mkldnn._convolution_pointwise(
             x, weight, bias, padding, stride, dilation, 1, "none", [], ""
         )
         return out
 
-    def _layout(self, precision: torch.dtype, shape: torch.Size) -> Tensor:
-        key = precision, shape[2:]
-        if key not in self._laid_out:
-            like = [PACKED_BATCH, *shape[1:]]
-            pack = torch.ops.mkldnn._reorder_convolution_weight
-            with torch.no_grad():
-                self._laid_out[key] = pack(self._weight.to(precision), *self._geometry, 1, like)
-            if len(self._laid_out) > LAYOUTS:
-                self._laid_out.popitem(last=False)
-        return self._laid_out[key]
+
+class Transposed(_Weights):
+    """The way back through a convolution [out, in, kh, kw] by oneDNN, whatever its stride."""
+
+    def __call__(self, gradient: Tensor, size: torch.Size) -> Tensor:
+        """[B, out, h', w'] -> [B, in, *size], in the gradient's precision: fp32 or bf16."""
+        padding, stride, dilation = self._geometry
+        if not PACKS:
+            shape, weight = [len(gradient), self._weight.shape[1], *size], self._weight.to(gradient.dtype)
+            return conv2d_input(shape, weight, gradient, stride, padding, dilation)
+        # Rows and columns at the end that the stride left out.
+        spare = [
+            length - ((steps - 1) * s - 2 * p + d * (k - 1) + 1)
+            for length, steps, k, p, s, d in zip(
+                size, gradient.shape[2:], self._weight.shape[2:], padding, stride, dilation, strict=True
+            )
+        ]
+        pack, like = torch.ops.mkldnn._reorder_convolution_transpose_weight, [PACKED_BATCH, *gradient.shape[1:]]
+        weight = self._kept(
+            gradient.dtype, (gradient.shape[2:], size),
+            lambda weight: pack(weight, padding, spare, stride, dilation, 1, like),
+        )  # fmt: skip
+        found: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
+            gradient, weight, None, padding, spare, stride, dilation, 1, "none", [], ""
+        )
+        return found
 
 
 class _Frozen(torch.autograd.Function):
@@ -88,7 +124,7 @@ class FrozenConv2d(nn.Conv2d):
     """A frozen convolution; made out of an ``nn.Conv2d`` by :func:`quicken`."""
 
     _ahead: Convolution
-    _back: Convolution
+    _back: Any
 
     def prepare(self) -> None:
         """Lays the weights out, and turned for the way back; to be called whenever they change."""
@@ -111,7 +147,7 @@ class FrozenConv2d(nn.Conv2d):
         """The gradient of the input of ``size`` (h, w).  [B, out, h', w'] -> [B, in, h, w]."""
         raise NotImplementedError
 
-    def _turned(self) -> Convolution:
+    def _turned(self) -> _Weights:
         raise NotImplementedError
 
 
@@ -130,7 +166,18 @@ class PlainConv2d(FrozenConv2d):
 
     def back(self, gradient: Tensor, size: torch.Size) -> Tensor:
         """A convolution with turned weights."""
-        return self._back(gradient)
+        return cast(Tensor, self._back(gradient))
+
+
+class StridedConv2d(FrozenConv2d):
+    """With stride, of many channels."""
+
+    def _turned(self) -> Transposed:
+        return Transposed(self.weight.detach(), cast(tuple[int, int], self.padding), self.stride, self.dilation)
+
+    def back(self, gradient: Tensor, size: torch.Size) -> Tensor:
+        """The transposed convolution."""
+        return cast(Tensor, self._back(gradient, size))
 
 
 class StemConv2d(FrozenConv2d):
@@ -169,8 +216,10 @@ def _kind(layer: nn.Conv2d) -> type[FrozenConv2d] | None:
     frozen = not layer.weight.requires_grad and layer.weight.dtype == torch.float32
     if not frozen or layer.groups != 1 or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
-    if layer.stride == (1, 1):
-        reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
-        return PlainConv2d if all(p <= r for p, r in zip(layer.padding, reach, strict=True)) else None
     square = layer.stride[0] == layer.stride[1] and layer.dilation == (1, 1)
-    return StemConv2d if square and layer.in_channels <= STEM_CHANNELS else None
+    if layer.stride != (1, 1) and square and layer.in_channels <= STEM_CHANNELS:
+        return StemConv2d
+    reach = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    if any(p > r for p, r in zip(layer.padding, reach, strict=True)):
+        return None
+    return PlainConv2d if layer.stride == (1, 1) else StridedConv2d
