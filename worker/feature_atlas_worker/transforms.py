@@ -137,7 +137,8 @@ class _Shifted(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image: Tensor, sigma: Tensor, reach: int) -> Tensor:
         half = _gaussian(torch.arange(reach + 1.0, dtype=sigma.dtype), sigma[:, None])  # [B, reach + 1]
-        ctx.half, ctx.shares = half, [_inside(half, length) for length in image.shape[-2:]]
+        inside = {length: _inside(half, length) for length in dict.fromkeys(image.shape[-2:])}
+        ctx.half, ctx.shares = half, [inside[length] for length in image.shape[-2:]]
         for axis, share in zip((2, 3), ctx.shares, strict=True):
             image = _along(image, half, axis).div_(_lie(share, axis))
         return image
