@@ -11,7 +11,7 @@ from torch import nn
 from feature_atlas.errors import RequestError
 from feature_atlas.networks import find
 from feature_atlas.presets import preset
-from feature_atlas.spec import Recipe
+from feature_atlas.spec import ModelRef, Recipe
 from feature_atlas_worker import fit
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
@@ -71,6 +71,22 @@ def test_a_neuron_is_on_every_map_that_will_be_seen(changes: dict[str, Any], ref
         return
     with pytest.raises(RequestError, match=f"layer '0': neuron position .*{refused}"):
         fit.check(module, (128, 128), ["0"], [recipe])
+
+
+def made() -> networks.Made:
+    """Looks at a value while it is made, as code that loads its own weights does."""
+    bias = float(torch.ones(3).sum())
+    module = nn.Sequential(*layers()).eval()
+    nn.init.constant_(module.get_submodule("0").get_parameter("bias"), bias)
+    return module, networks.MEAN, networks.STD, (25, 25)
+
+
+def test_somebodys_network_is_made_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(networks, "made", made, raising=False)
+    ref = ModelRef(name="python:tests.networks:made", weights="factory", input_size=(25, 25))
+    fit.check_named(ref, ["0", "2"], [Recipe(size=(25, 25), steps=1)], ["tests.networks"])
+    with pytest.raises(RequestError, match="up to layer '4'"):
+        fit.check_named(ref, ["0", "4"], [Recipe(size=(24, 24), steps=1)], ["tests.networks"])
 
 
 def test_a_network_is_tried_by_name_without_its_weights() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from feature_atlas.errors import RequestError
 from feature_atlas.spec import ModelRef, Recipe
-from feature_atlas_worker import inspect, sources
+from feature_atlas_worker import inspect
 from feature_atlas_worker.objectives import canonical, place
 from feature_atlas_worker.params import coarse_size
 from feature_atlas_worker.transforms import padded
@@ -43,13 +43,8 @@ def check(module: nn.Module, input_size: tuple[int, int], layers: Sequence[str],
 
 
 def check_named(ref: ModelRef, layers: Sequence[str], recipes: Iterable[Recipe], allowed: Sequence[str]) -> None:
-    """As :func:`check`, for a network without its weights.  Raises RequestError, also as :func:`sources.build`."""
-    try:
-        with torch.device("meta"):
-            module = sources.build(ref.name, allowed=allowed, input_size=ref.input_size).module
-    except (NotImplementedError, RuntimeError):  # looks at values while it is made
-        module = sources.build(ref.name, allowed=allowed, input_size=ref.input_size).module
-    check(module, ref.input_size, layers, recipes)
+    """As :func:`check`, for a network without its weights.  Raises as that and as :func:`inspect.module_of`."""
+    check(inspect.module_of(ref.name, ref.input_size, allowed), ref.input_size, layers, recipes)
 
 
 def _sizes(recipe: Recipe) -> list[Recipe]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -53,12 +53,16 @@ def torchvision_network(name: str) -> Network:
     """As :func:`network`, from torchvision itself and never from the table."""
     known = sources.from_torchvision(name)
     size = known.weights[known.default].input_size if known.default else (224, 224)
-    try:
-        with torch.device("meta"):
-            module = sources.build(name, input_size=size).module
-    except NotImplementedError:  # RegNet computes its widths with tensors
-        module = sources.build(name, input_size=size).module
-    return Network(name=name, layers=describe(module, size), weights=known.weights, default=known.default)
+    layers = describe(module_of(name, size), size)
+    return Network(name=name, layers=layers, weights=known.weights, default=known.default)
+
+
+def module_of(name: str, input_size: tuple[int, int], allowed: Sequence[str] = ()) -> nn.Module:
+    """A network for its shapes only; torchvision's are made without memory.  Raises as :func:`sources.build`."""
+    if ":" not in name:  # who wrote the others may look at values
+        with suppress(NotImplementedError), torch.device("meta"):  # as RegNet does for its widths
+            return sources.build(name, input_size=input_size).module
+    return sources.build(name, allowed=allowed, input_size=input_size).module
 
 
 def describe(module: nn.Module, input_size: tuple[int, int]) -> tuple[LayerInfo, ...]:
