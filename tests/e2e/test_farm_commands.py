@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -320,6 +321,19 @@ def test_bad_input_gives_one_sentence_and_writes_nothing(
     assert not (tmp_path / "atlas").exists()
     with valkey.client() as client:
         assert client.dbsize() == 0
+
+
+@pytest.mark.parametrize("missing", [("torchvision",), ("torch", "torchvision", "safetensors")])
+def test_what_cannot_be_tried_here_is_left_to_the_workers(
+    missing: tuple[str, ...], valkey: RedisServer, tmp_path: Path
+) -> None:
+    argv = ["enqueue", str(tmp_path), "--model", "alexnet", "--weights", "random:0", "--set", "size=16"]
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing}));"
+        f"from feature_atlas.cli import main; sys.exit(main({[*argv, '--broker', valkey.url, '--channels', '0']}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0 and done.stdout.startswith("5 of 5 jobs sent"), done.stderr
 
 
 def test_a_dry_run_says_how_much_it_would_be_and_does_nothing(command: Command, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from feature_atlas.errors import RequestError
+from feature_atlas.errors import MissingExtraError, RequestError
 
 if TYPE_CHECKING:
     from feature_atlas.atlas import Atlas
@@ -161,7 +161,7 @@ def check_fits(wanted: list[Request], settings: Settings) -> None:
     """Refuses pictures that do not pass their network, before anything is written.
 
     Most networks of the table take what is at least as large as the presets' pictures, and are not built for those.
-    Where torch is missing, the workers refuse job by job.
+    Where torch or torchvision is missing, the workers refuse job by job.
 
     Raises:
         RequestError: a picture is too small for a layer, or a neuron is not on its map.
@@ -176,11 +176,13 @@ def check_fits(wanted: list[Request], settings: Settings) -> None:
             continue
         if growth.check(open_store(request.url), request.ref, request.file):
             continue
+        layers = [layer.name for layer in request.file.layers]
         try:
             from feature_atlas_worker import fit
-        except ModuleNotFoundError:
+
+            fit.check_named(request.ref, layers, recipes, settings.allowed_models)
+        except (ModuleNotFoundError, MissingExtraError):
             return
-        fit.check_named(request.ref, [layer.name for layer in request.file.layers], recipes, settings.allowed_models)
 
 
 def grow(request: Request) -> Atlas:
