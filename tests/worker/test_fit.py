@@ -73,6 +73,52 @@ def test_a_neuron_is_on_every_map_that_will_be_seen(changes: dict[str, Any], ref
         fit.check(module, (128, 128), ["0"], [recipe])
 
 
+class Twice(nn.Module):
+    """One convolution under two names, and one weight in two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 3, padding=1)
+        self.one, self.other = nn.Sequential(self.first, nn.ReLU()), nn.Sequential(self.first, nn.Conv2d(3, 3, 3))
+        self.last = nn.Conv2d(3, 3, 3)
+        self.last.weight = self.first.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.other(self.one(x)))  # type: ignore[no-any-return]
+
+
+def test_a_network_is_left_as_it_was() -> None:
+    module = Twice()
+    before = {name: id(tensor) for name, tensor in module.state_dict(keep_vars=True).items()}
+    fit.check(module, (32, 32), ["last", "other.1"], [Recipe(size=(32, 32), steps=1)])
+    assert {name: id(tensor) for name, tensor in module.state_dict(keep_vars=True).items()} == before
+    assert not any(tensor.is_meta for tensor in module.state_dict().values())
+    model = VisionModel(module, networks.MEAN, networks.STD, (32, 32))
+    with open_network(model, "last", Recipe(size=(32, 32), steps=1), torch.device("cpu")) as network:
+        assert network(torch.rand(2, 3, 32, 32)).shape == (2, 3, 28, 28)
+
+
+class Viewed(nn.Sequential):
+    """Takes its map as one line, which a map in another order of memory does not allow."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self[0](x)
+        return self[1](x.view(len(x), -1))  # type: ignore[no-any-return]
+
+
+def test_what_comes_behind_a_layer_does_not_hinder_it() -> None:
+    module = Viewed(nn.Conv2d(3, 4, 5), nn.Linear(4 * 28 * 28, 2))
+    model, recipe = VisionModel(module, networks.MEAN, networks.STD, (32, 32)), Recipe(size=(32, 32), steps=1)
+    with open_network(model, "0", recipe, torch.device("cpu")) as network:
+        assert network(torch.rand(2, 3, 32, 32)).shape == (2, 4, 28, 28)
+
+
+def test_a_layer_that_is_not_there_is_said_to_be_missing() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 5))
+    with pytest.raises(RequestError, match="no layer '1' in this network"):
+        fit.check(module, (32, 32), ["1"], [Recipe(size=(32, 32), steps=1)])
+
+
 def made() -> networks.Made:
     """Looks at a value while it is made, as code that loads its own weights does."""
     bias = float(torch.ones(3).sum())

@@ -63,6 +63,12 @@ def test_what_cannot_be_is_left_to_torch_to_refuse(size: tuple[int, ...]) -> Non
             functional.conv2d(torch.rand(size, device=device), torch.rand(5, 3, 3, 3, device=device))
 
 
+def test_a_border_wider_than_half_the_window_is_left_to_torch_to_refuse() -> None:
+    for device in ("cpu", "meta"):
+        with Shapes(), pytest.raises(RuntimeError, match="pad"):
+            functional.avg_pool2d(torch.rand(1, 3, 16, 16, device=device), 5, 1, (3, 1))
+
+
 def test_tensors_with_values_are_left_alone() -> None:
     with Shapes():
         assert functional.relu(torch.tensor([-1.0, 2.0])).tolist() == [0.0, 2.0]

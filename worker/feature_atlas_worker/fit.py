@@ -36,6 +36,8 @@ def check(module: nn.Module, input_size: tuple[int, int], layers: Sequence[str],
                 reached[size] = inspect.reached(module, size)
             shapes, why = reached[size]
             for layer in layers:
+                if layer not in shapes and not why:
+                    inspect.layer_layout(module, layer, input_size)  # says that there is none, or that it never runs
                 if 0 in shapes.get(layer, (0,)):
                     raise inspect.refused(layer, size, input_size, why)
                 if recipe.position is not None:

@@ -58,7 +58,10 @@ def torchvision_network(name: str) -> Network:
 
 
 def module_of(name: str, input_size: tuple[int, int], allowed: Sequence[str] = ()) -> nn.Module:
-    """A network for its shapes only; torchvision's are made without memory.  Raises as :func:`sources.build`."""
+    """A network for its shapes only; torchvision's are made without memory, but for RegNets.
+
+    Raises as :func:`sources.build`.
+    """
     if ":" not in name:  # who wrote the others may look at values
         with suppress(NotImplementedError), torch.device("meta"):  # as RegNet does for its widths
             return sources.build(name, input_size=input_size).module
@@ -231,7 +234,8 @@ def _record(
             picture = torch.zeros(batch, _input_channels(module), *size, device=device)
             if device.type == "meta":
                 with Shapes():
-                    torch.func.functional_call(module, _as_meta(module), (picture,))
+                    # Untied: what has two names would not be put back as it was.
+                    torch.func.functional_call(module, _as_meta(module), (picture,), tie_weights=False)
             else:
                 module(picture)
         except Exception as error:  # somebody's forward pass
@@ -243,8 +247,13 @@ def _record(
 
 
 def _as_meta(module: nn.Module) -> dict[str, Tensor]:
-    tensors = (*module.named_parameters(), *module.named_buffers())
-    return {name: tensor.detach().to("meta") for name, tensor in tensors}
+    """Each module's own tensors, once by one of its names."""
+    return {
+        f"{path}.{name}" if path else name: tensor.detach().to("meta")
+        for path, layer in module.named_modules()
+        for name, tensor in (*layer._parameters.items(), *layer._buffers.items())
+        if tensor is not None
+    }
 
 
 def _input_channels(module: nn.Module) -> int:

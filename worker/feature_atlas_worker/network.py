@@ -133,7 +133,7 @@ def open_network(
     trial = _trial(model)
     copy = private_copy(model.module, device, rewrites, trial)
     with frozen(copy) if rewrites.freeze else nullcontext(copy) as module, own_weights(find(module, layer)):
-        layout, _ = layer_layout(module, layer, model.input_size)
+        layout, _ = layer_layout(model.module, layer, model.input_size)  # the copy may run otherwise behind the layer
         size = recipe.network_size or padded(recipe.size, recipe.pad)
         probe = torch.zeros(1, len(model.mean), *size, device=device)
         try:

@@ -44,7 +44,10 @@ def _convolved(
 def _averaged(
     input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
 ) -> Tensor | None:
-    if ceil_mode or input.dim() != 4:
+    around, window = (
+        given if isinstance(given, int) else each(given) for given, each in ((padding, max), (kernel_size, min))
+    )
+    if ceil_mode or input.dim() != 4 or 2 * around > window:
         return None
     return _slid(input, input.shape[1], kernel_size, kernel_size if stride is None else stride, padding, 1)
 

@@ -171,7 +171,10 @@ def check_fits(wanted: list[Request], settings: Settings) -> None:
 
     for request in wanted:
         name, recipes = request.ref.name, request.file.variants.values()
-        usual = all(min(recipe.size) >= USUAL and recipe.position is None for recipe in recipes)
+        usual = all(
+            min(recipe.network_size or recipe.size) >= USUAL and not recipe.coarse_steps and recipe.position is None
+            for recipe in recipes
+        )
         if usual and ":" not in name and not name.startswith(networks.ONE_SIZE):
             continue
         if growth.check(open_store(request.url), request.ref, request.file):
@@ -182,7 +185,7 @@ def check_fits(wanted: list[Request], settings: Settings) -> None:
 
             fit.check_named(request.ref, layers, recipes, settings.allowed_models)
         except (ModuleNotFoundError, MissingExtraError):
-            return
+            continue
 
 
 def grow(request: Request) -> Atlas:
