@@ -19,7 +19,7 @@ from tests.deploy.topology import Broker, Topology
 from tests.servers import CephGateway, wait_until
 
 #: So that a CPU is done soon.
-SMALL = ["--layers", "conv*", "--channels", "0:3", "--set", "size=16", "--set", "steps=2"]
+SMALL = ["--layers", "*", "--channels", "0:3", "--set", "size=16", "--set", "steps=2"]
 
 
 class Service(NamedTuple):

@@ -256,6 +256,8 @@ def test_an_atlas_that_is_not_there_cannot_be_steered(
     assert ended.code == 2 and ("did you mean" in ended.err or "not paused" in ended.err)
 
 
+ALEXNET = ["enqueue", "{atlas}", "--model", "alexnet", "--weights", "random:0", "--broker", "{broker}"]
+TOO_SMALL = "a picture of 16 x 16 px does not pass this network up to layer 'features.6'"
 BAD = {
     "no broker": (["enqueue", "{atlas}", *MODEL], 2, "FEATURE_ATLAS_BROKER"),
     "not a broker": (["enqueue", "{atlas}", *MODEL, "--broker", "http://localhost"], 2, "not the URL of a broker"),
@@ -279,56 +281,9 @@ BAD = {
     "not here, either": (["render", "{atlas}", *MODEL, "--device", "cuda:7"], 5, "no device 'cuda:7'"),
     "no device": (["worker", "--broker", "{broker}", "--store", "/tmp", "--device", "gpu"], 2, "cuda or cuda:N"),
     "worker alone": (["worker", "--broker", "redis://127.0.0.1:{port}/0", "--store", "/tmp"], 5, "no broker at"),
-    "too small": (
-        [
-            "enqueue",
-            "{atlas}",
-            "--model",
-            "alexnet",
-            "--weights",
-            "random:0",
-            "--set",
-            "size=16",
-            "--broker",
-            "{broker}",
-        ],
-        2,
-        "a picture of 16 x 16 px does not pass this network up to layer 'features.6'",
-    ),
-    "too small for the network": (
-        [
-            "enqueue",
-            "{atlas}",
-            "--model",
-            "alexnet",
-            "--weights",
-            "random:0",
-            "--set",
-            "network_size=16",
-            "--broker",
-            "{broker}",
-        ],
-        2,
-        "a picture of 16 x 16 px does not pass this network up to layer 'features.6'",
-    ),
-    "too coarse": (
-        [
-            "enqueue",
-            "{atlas}",
-            "--model",
-            "alexnet",
-            "--weights",
-            "random:0",
-            "--set",
-            "coarse=0.125",
-            "--set",
-            "coarse_steps=10",
-            "--broker",
-            "{broker}",
-        ],
-        2,
-        "a picture of 16 x 16 px does not pass this network up to layer 'features.6'",
-    ),
+    "too small": ([*ALEXNET, "--set", "size=16"], 2, TOO_SMALL),
+    "too small for the network": ([*ALEXNET, "--set", "network_size=16"], 2, TOO_SMALL),
+    "too coarse": ([*ALEXNET, "--set", "coarse=0.125", "--set", "coarse_steps=10"], 2, TOO_SMALL),
     "one size only": (
         ["enqueue", "{atlas}", "--model", "vit_b_32", "--broker", "{broker}"],
         2,

@@ -21,7 +21,7 @@ from tests.visitor import Visitor
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.xdist_group("access")]
+pytestmark = pytest.mark.browser
 
 LAYERS = (("conv1", 12), ("block.conv", 24))
 UNITS = [Unit("channel", "conv1", channel) for channel in range(12)]

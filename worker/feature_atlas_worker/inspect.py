@@ -176,7 +176,7 @@ def reached(module: nn.Module, size: tuple[int, int]) -> tuple[dict[str, tuple[i
     Layers are in the order in which they finish; the reason is empty where the network ran to its end.
     """
     found, error = _try(module, _BATCHES[0], size)
-    return {name: output.shape for name, output in found.items()}, _reason(error) if error is not None else ""
+    return {name: output.shape for name, output in found.items()}, reason(error) if error is not None else ""
 
 
 def refused(layer: str, size: tuple[int, int], usual: tuple[int, int], why: str) -> RequestError:
@@ -192,12 +192,13 @@ def _run(module: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, _Out
     found, error = _try(module, batch, size)
     if error is not None:
         raise RequestError(
-            f"the network does not run on an input of {size[0]} x {size[1]} px ({_reason(error)[:200]})"
+            f"the network does not run on an input of {size[0]} x {size[1]} px ({reason(error)[:200]})"
         ) from None
     return found
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What somebody's forward pass says of itself, in one line."""
     return (str(error) or type(error).__name__).splitlines()[0]
 
 

@@ -17,7 +17,7 @@ from feature_atlas_worker.activations import count_calls, find, frozen, tap
 from feature_atlas_worker.devices import computes_half
 from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import RedirectedReLU
-from feature_atlas_worker.inspect import layer_layout, refused
+from feature_atlas_worker.inspect import layer_layout, reason, refused
 from feature_atlas_worker.objectives import canonical
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
@@ -141,8 +141,7 @@ def open_network(
         except (RuntimeError, ValueError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            why = str(error).splitlines()[0] if str(error) else ""
-            raise refused(layer, size, model.input_size, why) from None
+            raise refused(layer, size, model.input_size, reason(error)) from None
         if not calls:
             raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
         with tap(module, layer, calls, rewrites.cut) as run:

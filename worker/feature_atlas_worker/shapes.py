@@ -19,15 +19,13 @@ POINTWISE: frozenset[Callable[..., Any]] = frozenset({
 
 
 class Shapes(TorchFunctionMode):
-    """Answers for convolutions, activations and adaptive pooling on the meta device: a shape and no values."""
+    """Answers for convolutions, activations and pooling on the meta device: a shape and no values."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if args and isinstance(args[0], Tensor) and args[0].is_meta:
             if func in POINTWISE:
                 return args[0]
-            if func is functional.adaptive_avg_pool2d:
-                return _pooled(*args, **(kwargs or {}))
-            if func in _SLIDING and (found := _SLIDING[func](*args, **(kwargs or {}))) is not None:
+            if func in _ANSWERS and (found := _ANSWERS[func](*args, **(kwargs or {}))) is not None:
                 return found
         return func(*args, **(kwargs or {}))
 
@@ -44,28 +42,22 @@ def _convolved(
 def _averaged(
     input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
 ) -> Tensor | None:
-    around, window = (
-        given if isinstance(given, int) else each(given) for given, each in ((padding, max), (kernel_size, min))
-    )
-    if ceil_mode or input.dim() != 4 or 2 * around > window:
+    if ceil_mode or input.dim() != 4 or 2 * max(_pair(padding)) > min(_pair(kernel_size)):
         return None
     return _slid(input, input.shape[1], kernel_size, kernel_size if stride is None else stride, padding, 1)
 
 
 def _slid(input: Tensor, channels: int, *settings: int | Sequence[int]) -> Tensor | None:
     """What a window (size, stride, padding and dilation) that slides over the map leaves of it; None where nothing."""
-    each = [(given, given) if isinstance(given, int) else tuple(given) * (3 - len(given)) for given in settings]
     size = [
         (length + 2 * padding - dilation * (window - 1) - 1) // stride + 1
-        for length, window, stride, padding, dilation in zip(input.shape[2:], *each, strict=True)
+        for length, window, stride, padding, dilation in zip(input.shape[2:], *map(_pair, settings), strict=True)
     ]
     return input.new_empty(input.shape[0], channels, *size) if min(size) > 0 else None
 
 
-#: What may answer None: then torch does, or says what is wrong.
-_SLIDING: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
-    torch.conv2d: _convolved, functional.avg_pool2d: _averaged,
-}  # fmt: skip
+def _pair(given: int | Sequence[int]) -> Sequence[int]:
+    return (given, given) if isinstance(given, int) else tuple(given) * (3 - len(given))
 
 
 def _pooled(picture: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
@@ -73,3 +65,9 @@ def _pooled(picture: Tensor, output_size: int | tuple[int | None, int | None]) -
     there = picture.shape[-2:]
     size = [old if new is None else new for old, new in zip(there, wanted, strict=True)]
     return picture.new_empty(*picture.shape[:-2], *size)
+
+
+#: Those of them that answer None leave it to torch, which may say what is wrong.
+_ANSWERS: dict[Callable[..., Any], Callable[..., Tensor | None]] = {
+    torch.conv2d: _convolved, functional.avg_pool2d: _averaged, functional.adaptive_avg_pool2d: _pooled,
+}  # fmt: skip

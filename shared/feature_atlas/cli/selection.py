@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from feature_atlas.spec import ModelRef
 
 
-#: Pixels a side that every network of the table takes, and no preset goes below.
+#: Pixels a side that the networks of the table take, but for networks.ONE_SIZE; no preset goes below.
 USUAL = 128
 
 
