@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+
+from feature_atlas_worker.heap import give_memory_back
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -26,12 +27,12 @@ def peak(work: Callable[[], object], device: torch.device) -> float | None:
         work()
         return float(torch.cuda.max_memory_allocated(device) - before)
     try:
-        ctypes.CDLL(None).malloc_trim(0)
+        give_memory_back()
         _RESET.write_text("5")  # the high-water mark begins anew
         resident = _kib("VmRSS")
         work()
         return 1024.0 * (_kib("VmHWM") - resident)
-    except (OSError, AttributeError, StopIteration):  # neither Linux nor glibc
+    except (OSError, StopIteration):  # no Linux
         work()
         return None
 

@@ -10,6 +10,7 @@ import torch
 
 from feature_atlas.errors import DeviceError
 from feature_atlas.spec import Job, ModelRef, Recipe
+from feature_atlas_worker.heap import give_memory_back
 
 log = logging.getLogger(__name__)
 
@@ -121,6 +122,7 @@ def _free(device: torch.device) -> float:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for the next
         return float(torch.cuda.mem_get_info(device)[0] + kept)
+    give_memory_back()  # what the last layer left lies free
     try:
         return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (ValueError, OSError, AttributeError):  # not on every system

@@ -26,6 +26,7 @@ from feature_atlas_worker import commit, fit, models
 from feature_atlas_worker.batches import BatchSizes
 from feature_atlas_worker.devices import computes_half, device_of
 from feature_atlas_worker.group import GroupRun, Outcome
+from feature_atlas_worker.heap import give_memory_back
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Visualization, render
@@ -90,6 +91,7 @@ class Executor:
         if self.device.type == "cuda":  # what else lives here may need its memory now; Python sees to the rest
             self.release()
         self._model = None
+        give_memory_back()
 
     def release(self) -> None:
         """Frees the model."""
@@ -97,6 +99,7 @@ class Executor:
             return
         self._model = None
         gc.collect()
+        give_memory_back()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

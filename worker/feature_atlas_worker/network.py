@@ -17,6 +17,7 @@ from feature_atlas_worker.activations import count_calls, find, frozen, tap
 from feature_atlas_worker.devices import computes_half
 from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import RedirectedReLU
+from feature_atlas_worker.heap import keep_freed_memory
 from feature_atlas_worker.inspect import layer_layout, reason, refused
 from feature_atlas_worker.objectives import canonical
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
@@ -130,6 +131,8 @@ def open_network(
     Raises:
         RequestError: no such layer, it has no channels, or a picture of this size is too small for it.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     trial = _trial(model)
     copy = private_copy(model.module, device, rewrites, trial)
     with frozen(copy) if rewrites.freeze else nullcontext(copy) as module, own_weights(find(module, layer)):
