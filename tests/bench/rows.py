@@ -49,6 +49,7 @@ OFF = Rewrites(
     channels_last=False,
     fold=False,
     quicken=False,
+    program=False,
     graph=False,
     side_by_side="always",
 )
@@ -74,11 +75,12 @@ def all_rows(batches: tuple[int, ...], device: torch.device) -> list[Row]:
         separate = own.pop("separate", last.separate)
         rows.append(replace(last, name=name, separate=separate, rewrites=replace(last.rewrites, **own)))
     if device.type == "cpu":
-        last = Row("+ faster convolutions (`quicken`)", "ours", 1, replace(ALL, half=False))
+        rows.append(Row("+ faster convolutions (`quicken`)", "ours", 1, replace(ALL, program=False, half=False)))
+        last = Row("+ a program without autograd (`program`)", "ours", 1, replace(ALL, half=False))
         # What is exact ends here; more than this a CPU does not take side by side.
         most = max((batch for batch in batches if batch <= WIDTH), default=1)
         rows += [last, replace(last, name=f"the same, batch {most}", batch=most)] if half else []
-    name = "+ bf16 (`half`)" if half else "+ faster convolutions (`quicken`)"
+    name = "+ bf16 (`half`)" if half else "+ a program without autograd (`program`)"
     rows.append(Row(f"{name} = default, batch 1", "ours"))
     rows += [Row(f"default, batch {batch}", "ours", batch) for batch in batches]
     return rows + [Row(f"bare network, batch {batch}", "bare", batch) for batch in (1, *batches)]

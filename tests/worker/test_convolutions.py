@@ -151,3 +151,27 @@ def test_hooks_and_a_picture_without_gradient_pass_through() -> None:
     torch.testing.assert_close(layer(torch.ones(1, 3, 9, 9)), expected)
     torch.testing.assert_close(layer(torch.ones(3, 9, 9)), expected[0])  # a picture without a batch
     assert len(seen) == 2
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_sum_and_a_relu_join_a_convolution(
+    packs: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(convolutions, "PACKS", packs and convolutions.PACKS)
+    layer = conv(5, 8, 3, padding=1)
+    quicken(layer)
+    assert isinstance(layer, PlainConv2d)
+    x = torch.randn(2, 5, 9, 7, generator=stream(0, "input")).to(precision)
+    added = 10 * torch.randn(2, 8, 9, 7, generator=stream(0, "added")).to(precision)
+    before = added.clone()
+    plain = layer.ahead(x).float()
+    close = {"rtol": 1e-2, "atol": 0.2} if precision == torch.bfloat16 else {"rtol": 1e-5, "atol": 1e-5}
+    for rectified, expected in ((False, plain + added), (True, (plain + added).clamp(min=0))):
+        torch.testing.assert_close(layer.ahead(x, added, rectified).float(), expected, **close)
+    assert torch.equal(layer.ahead(x, rectified=True).float(), plain.clamp(min=0)), "no bit changes with it"
+    gradient = torch.randn(2, 8, 9, 7, generator=stream(0, "gradient")).to(precision)
+    onto = torch.randn(2, 5, 9, 7, generator=stream(0, "onto")).to(precision)
+    expected = layer.back(gradient, x.shape[2:]).float() + onto
+    torch.testing.assert_close(layer.back(gradient, x.shape[2:], onto).float(), expected, **close)
+    assert torch.equal(added, before)

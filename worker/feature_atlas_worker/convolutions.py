@@ -33,6 +33,8 @@ PACKS = all(
     and hasattr(torch.ops.mkldnn, f"_convolution_{way}pointwise")
     for way in ("", "transpose_")
 )
+_convolve: Any = torch.ops.mkldnn._convolution_pointwise if PACKS else None
+_convolve_back: Any = torch.ops.mkldnn._convolution_transpose_pointwise if PACKS else None
 #: What such a convolution computes in.
 _PRECISIONS = (torch.float32, torch.bfloat16)
 
@@ -50,33 +52,49 @@ class _Weights:
     ) -> None:
         self._weight = weight
         self._geometry = list(padding), list(stride), list(dilation)
-        self._laid_out: OrderedDict[tuple[torch.dtype, Hashable], Tensor] = OrderedDict()
+        #: By precision and size of the map.
+        self._laid_out: OrderedDict[Hashable, Tensor] = OrderedDict()
 
-    def _kept(self, precision: torch.dtype, sizes: Hashable, lay_out: Callable[[Tensor], Tensor]) -> Tensor:
-        key = precision, sizes
-        if key not in self._laid_out:
-            with torch.no_grad():
-                self._laid_out[key] = lay_out(self._weight.to(precision))
-            if len(self._laid_out) > LAYOUTS:
-                self._laid_out.popitem(last=False)
-        return self._laid_out[key]
+    def _lay_out(self, key: Hashable, precision: torch.dtype, lay_out: Callable[[Tensor], Tensor]) -> Tensor:
+        with torch.no_grad():
+            found = self._laid_out[key] = lay_out(self._weight.to(precision))
+        if len(self._laid_out) > LAYOUTS:
+            self._laid_out.popitem(last=False)
+        return found
 
 
 class Convolution(_Weights):
     """A convolution by oneDNN; the same bits as with weights that are not laid out."""
 
-    def __call__(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
-        """[B, in, h, w] -> [B, out, h', w'] in the precision of ``x``: fp32 or bf16."""
+    def __init__(
+        self, weight: Tensor, padding: Sequence[int], stride: Sequence[int] = (1, 1),
+        dilation: Sequence[int] = (1, 1), bias: Tensor | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(weight, padding, stride, dilation)
+        self._biases = {p: bias.to(p) if bias is not None else None for p in _PRECISIONS}
+
+    def __call__(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
+        """[B, in, h, w] -> [B, out, h', w'] in the precision of ``x``: fp32 or bf16.
+
+        ``added`` [B, out, h', w'] is added to it, all before it is rounded; ``rectified``: then a ReLU.
+        """
         padding, stride, dilation = self._geometry
-        bias = bias.to(x.dtype) if bias is not None else None
+        precision, (_, _, height, width) = x.dtype, x.shape
+        bias = self._biases[precision]
         if not PACKS:
-            return torch.mkldnn_convolution(x, self._weight.to(x.dtype), bias, padding, stride, dilation, 1)
-        pack, like = torch.ops.mkldnn._reorder_convolution_weight, [PACKED_BATCH, *x.shape[1:]]
-        weight = self._kept(x.dtype, x.shape[2:], lambda weight: pack(weight, *self._geometry, 1, like))
-        out: Tensor = torch.ops.mkldnn._convolution_pointwise(
-            x, weight, bias, padding, stride, dilation, 1, "none", [], ""
-        )
-        return out
+            out = torch.mkldnn_convolution(x, self._weight.to(precision), bias, padding, stride, dilation, 1)
+            out = out if added is None else out.add_(added)
+            return out.relu_() if rectified else out
+        key = precision, height, width
+        laid_out = self._laid_out.get(key)
+        if laid_out is None:
+            pack, like = torch.ops.mkldnn._reorder_convolution_weight, [PACKED_BATCH, *x.shape[1:]]
+            laid_out = self._lay_out(key, precision, lambda weight: pack(weight, *self._geometry, 1, like))
+        last = "relu" if rectified else "none"
+        if added is None:
+            return _convolve.default(x, laid_out, bias, padding, stride, dilation, 1, last, [], "")
+        last = last if rectified else None  # type: ignore[assignment]
+        return _convolve.binary(x, added, laid_out, bias, padding, stride, dilation, 1, "add", 1.0, last, [], "")
 
 
 class Transposed(_Weights):
@@ -95,15 +113,14 @@ class Transposed(_Weights):
                 size, gradient.shape[2:], self._weight.shape[2:], padding, stride, dilation, strict=True
             )
         ]
-        pack, like = torch.ops.mkldnn._reorder_convolution_transpose_weight, [PACKED_BATCH, *gradient.shape[1:]]
-        weight = self._kept(
-            gradient.dtype, (gradient.shape[2:], size),
-            lambda weight: pack(weight, padding, spare, stride, dilation, 1, like),
-        )  # fmt: skip
-        found: Tensor = torch.ops.mkldnn._convolution_transpose_pointwise(
-            gradient, weight, None, padding, spare, stride, dilation, 1, "none", [], ""
-        )
-        return found
+        key = gradient.dtype, gradient.shape[2:], size
+        laid_out = self._laid_out.get(key)
+        if laid_out is None:
+            pack, like = torch.ops.mkldnn._reorder_convolution_transpose_weight, [PACKED_BATCH, *gradient.shape[1:]]
+            laid_out = self._lay_out(
+                key, gradient.dtype, lambda weight: pack(weight, padding, spare, stride, dilation, 1, like)
+            )
+        return _convolve_back.default(gradient, laid_out, None, padding, spare, stride, dilation, 1, "none", [], "")
 
 
 class _Frozen(torch.autograd.Function):
@@ -128,7 +145,9 @@ class FrozenConv2d(nn.Conv2d):
 
     def prepare(self) -> None:
         """Lays the weights out, and turned for the way back; to be called whenever they change."""
-        self._ahead = Convolution(self.weight.detach(), cast(tuple[int, int], self.padding), self.stride, self.dilation)
+        bias = self.bias.detach() if self.bias is not None else None
+        padding = cast(tuple[int, int], self.padding)
+        self._ahead = Convolution(self.weight.detach(), padding, self.stride, self.dilation, bias)
         self._back = self._turned()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -139,12 +158,12 @@ class FrozenConv2d(nn.Conv2d):
             return super().forward(x)
         return cast(Tensor, _Frozen.apply(x, self)) if x.requires_grad else self.ahead(x)
 
-    def ahead(self, x: Tensor) -> Tensor:
-        """The convolution itself, by oneDNN."""
-        return self._ahead(x, self.bias)
+    def ahead(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
+        """The convolution itself, by oneDNN; see :meth:`Convolution.__call__`."""
+        return self._ahead(x, added, rectified)
 
-    def back(self, gradient: Tensor, size: torch.Size) -> Tensor:
-        """The gradient of the input of ``size`` (h, w).  [B, out, h', w'] -> [B, in, h, w]."""
+    def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
+        """The gradient of the input of ``size`` (h, w), and ``added``.  [B, out, h', w'] -> [B, in, h, w]."""
         raise NotImplementedError
 
     def _turned(self) -> _Weights:
@@ -164,9 +183,9 @@ class PlainConv2d(FrozenConv2d):
     def _turned(self) -> Convolution:
         return _turn(self.weight.detach(), cast(tuple[int, int], self.padding), self.dilation)
 
-    def back(self, gradient: Tensor, size: torch.Size) -> Tensor:
+    def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """A convolution with turned weights."""
-        return cast(Tensor, self._back(gradient))
+        return cast(Tensor, self._back(gradient, added))
 
 
 class StridedConv2d(FrozenConv2d):
@@ -175,9 +194,10 @@ class StridedConv2d(FrozenConv2d):
     def _turned(self) -> Transposed:
         return Transposed(self.weight.detach(), cast(tuple[int, int], self.padding), self.stride, self.dilation)
 
-    def back(self, gradient: Tensor, size: torch.Size) -> Tensor:
+    def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """The transposed convolution."""
-        return cast(Tensor, self._back(gradient, size))
+        found = cast(Tensor, self._back(gradient, size))
+        return found if added is None else found.add_(added)
 
 
 class StemConv2d(FrozenConv2d):
@@ -192,13 +212,14 @@ class StemConv2d(FrozenConv2d):
         kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # [out, in * s * s, rows, columns]
         return _turn(kernel, (0, 0))
 
-    def back(self, gradient: Tensor, size: torch.Size) -> Tensor:
+    def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """A convolution with turned weights that gives s * s interleaved pictures."""
         top, left = int(self.padding[0]), int(self.padding[1])
         padded = F.pixel_shuffle(self._back(gradient), self.stride[0])
         found = padded[..., top : top + size[0], left : left + size[1]]
         # A stride that leaves the last rows out gives them no gradient.
-        return F.pad(found, (0, size[1] - found.shape[3], 0, size[0] - found.shape[2]))
+        found = F.pad(found, (0, size[1] - found.shape[3], 0, size[0] - found.shape[2]))
+        return found if added is None else found + added
 
 
 def quicken(module: nn.Module) -> None:

@@ -36,20 +36,23 @@ class _Redirected(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         out, allow = ctx.saved_tensors
-        (grad,) = grads  # d loss / d output: negative pushes the activation up
-        normal = torch.ops.aten.threshold_backward(grad, out, 0.0)
-        if ctx.ceiling is not None:
-            normal = normal.masked_fill_(out >= ctx.ceiling, 0)
-        axes = tuple(range(1, grad.ndim))
-        # Hardly ever blocked, and a sum that is not zero says so at once.  A GPU is not made to wait for the answer.
-        if _may_ask(grad.device) and not bool(((normal.sum(axes) == 0) & allow).any()):
-            return normal, None, None, None
-        whole = (normal.abs().amax(axes) == 0) & allow
-        below = out <= 0
-        above = out >= ctx.ceiling if ctx.ceiling is not None else torch.zeros_like(below)
-        outward = (below & (grad > 0)) | (above & (grad < 0))
-        redirected = torch.where(whole.view(-1, *[1] * (grad.ndim - 1)), grad.masked_fill(outward, 0), normal)
-        return redirected, None, None, None
+        return redirected(grads[0], out, allow, ctx.ceiling), None, None, None
+
+
+def redirected(grad: Tensor, out: Tensor, allow: Tensor, ceiling: float | None) -> Tensor:
+    """The way back through a clamp to [0, ceiling] that gave ``out``, redirected for the images in ``allow`` [B]."""
+    normal = torch.ops.aten.threshold_backward(grad, out, 0.0)  # d loss / d output: negative pushes the activation up
+    if ceiling is not None:
+        normal = normal.masked_fill_(out >= ceiling, 0)
+    axes = tuple(range(1, grad.ndim))
+    # Hardly ever blocked, and a sum that is not zero says so at once.  A GPU is not made to wait for the answer.
+    if _may_ask(grad.device) and not bool(((normal.sum(axes) == 0) & allow).any()):
+        return normal
+    whole = (normal.abs().amax(axes) == 0) & allow
+    below = out <= 0
+    above = out >= ceiling if ceiling is not None else torch.zeros_like(below)
+    outward = (below & (grad > 0)) | (above & (grad < 0))
+    return torch.where(whole.view(-1, *[1] * (grad.ndim - 1)), grad.masked_fill(outward, 0), normal)
 
 
 _RELU = {F.relu, torch.relu, Tensor.relu}

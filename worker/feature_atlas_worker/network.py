@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Protocol
 
@@ -20,6 +20,8 @@ from feature_atlas_worker.gradients import RedirectedReLU
 from feature_atlas_worker.heap import keep_freed_memory
 from feature_atlas_worker.inspect import layer_layout, reason, refused
 from feature_atlas_worker.objectives import canonical
+from feature_atlas_worker.programs.capture import capture
+from feature_atlas_worker.programs.layer import CompiledLayer, compiled_layer
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
 
@@ -28,6 +30,9 @@ log = logging.getLogger(__name__)
 #: Images that a CPU runs side by side at most: more are no faster, and less fits into its cache.
 WIDTH = 8
 _EVERY = 1 << 30
+
+
+Run = Callable[[Tensor], Tensor]
 
 
 class Model(Protocol):
@@ -47,10 +52,14 @@ class Network:
     """``picture in [0, 1] [B, 3, h, w] -> activations [B, C, h', w']``, an fp32 tensor; use :func:`open_network`."""
 
     def __init__(
-        self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: object, layout: str,
+        self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: Run, calls: int, layout: str,
         device: torch.device, rewrites: Rewrites = ALL,
     ) -> None:  # fmt: skip
         self._side_by_side, self._half = rewrites.side_by_side, rewrites.half and computes_half(device)
+        #: What runs instead where only the direction counts; made when first asked for.
+        self._program: CompiledLayer | None = None
+        self._programmed = not (rewrites.program and device.type == "cpu")
+        self._calls = calls
         #: Images that run side by side; found by a trial when first asked for.
         self._width = 0 if device.type == "cpu" else _EVERY
         self._format = torch.channels_last if rewrites.channels_last else torch.contiguous_format
@@ -68,23 +77,28 @@ class Network:
         self.map = (0, 0)
         self.rewrites = rewrites
 
-    def __call__(self, picture: Tensor, allow: Tensor | None = None, *, climbing: bool = False) -> Tensor:
+    def __call__(
+        self, picture: Tensor, allow: Tensor | None = None, *, climbing: bool = False, own: Tensor | None = None
+    ) -> Tensor:
         """The target layer's activations.  [B, 3, h, w] -> [B, C, h', w'].
 
         ``climbing``: only the direction counts, bf16 will do where it is faster; else a CPU answers in fp32.  Where
-        ``allow`` [B] is True, rectifiers may redirect an image's blocked gradient.
+        ``allow`` [B] is True, rectifiers may redirect an image's blocked gradient.  ``own`` [B]: only this channel of
+        each picture, [B, 1, h', w'].
         """
         if self._resample is not None and picture.shape[-2:] != self._resample:
             picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
         if not self._width:
             self._width = self._proved_width(picture)
         if self._width >= len(picture):
-            return self._together(picture, allow, climbing)
+            return self._together(picture, allow, own, climbing)
         # In parts of nearly equal size: 9 images are 5 and 4.
         count = -(-len(picture) // self._width)
-        pictures = torch.tensor_split(picture, count)
-        allowed = torch.tensor_split(allow, count) if allow is not None else [None] * count
-        return torch.cat([self._together(*part, climbing) for part in zip(pictures, allowed, strict=True)])
+        pictures, none = torch.tensor_split(picture, count), [None] * count
+        allowed = torch.tensor_split(allow, count) if allow is not None else none
+        owns = torch.tensor_split(own, count) if own is not None else none
+        parts = zip(pictures, allowed, owns, strict=True)
+        return torch.cat([self._together(*part, climbing) for part in parts])
 
     def _proved_width(self, picture: Tensor) -> int:
         """How many images may run side by side on a CPU: as many as come out with the same bits as alone."""
@@ -101,25 +115,42 @@ class Network:
         return WIDTH if same else 1
 
     @torch.enable_grad()
-    def _trial(self, picture: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(activations as they are measured and as they are climbed, gradient of the squares' sum of these)."""
+    def _trial(self, picture: Tensor) -> tuple[Tensor, ...]:
+        """What is measured; what is climbed and its gradient, of the whole layer and of a channel."""
         with torch.no_grad():
-            measured = self._together(picture, None, climbing=False)
-        picture = picture.clone().requires_grad_()
-        activations = self._together(picture, None, climbing=True)
-        if not activations.requires_grad:
-            return measured, activations, picture.detach()
-        (gradient,) = torch.autograd.grad((activations**2).sum(), picture)
-        return measured, activations.detach(), gradient
+            measured = self._together(picture, None, None, climbing=False)
+        found = [measured]
+        for own in (None, torch.zeros(len(picture), dtype=torch.long)):
+            picture = picture.detach().clone().requires_grad_()
+            activations = self._together(picture, None, own, climbing=True)
+            found.append(activations.detach())
+            if activations.requires_grad:
+                found += torch.autograd.grad((activations**2).sum(), picture)
+        return tuple(found)
 
-    def _together(self, picture: Tensor, allow: Tensor | None, climbing: bool) -> Tensor:
+    def _together(self, picture: Tensor, allow: Tensor | None, own: Tensor | None, climbing: bool) -> Tensor:
         redirect = RedirectedReLU(allow) if allow is not None else nullcontext()
         # fp32 where it matters: only the network itself may run in half precision.  A CPU reports fp32 numbers.
         half = self._half and (climbing or self.device.type == "cuda")
+        normalised = ((picture - self._mean) / self._std).contiguous(memory_format=self._format)
+        program = self._compiled(normalised) if climbing else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half), redirect:
-            normalised = ((picture - self._mean) / self._std).contiguous(memory_format=self._format)
-            activations = self._run(normalised)  # type: ignore[operator]
-        return canonical(activations, self.layout)
+            if program is not None and own is not None and self.layout == "NCHW":
+                return program.own(normalised, own, allow)[:, None]
+            activations = program(normalised, allow) if program is not None else self._run(normalised)
+        activations = canonical(activations, self.layout)
+        if own is not None:
+            return activations[torch.arange(len(own), device=own.device), own][:, None]
+        return activations
+
+    def _compiled(self, normalised: Tensor) -> CompiledLayer | None:
+        """What runs instead of the network, or None; it is compared with it on noise like these pictures."""
+        if not self._programmed:
+            self._programmed = True
+            noise = torch.randn(1, *normalised.shape[1:], generator=torch.Generator().manual_seed(0))
+            noise = noise.contiguous(memory_format=self._format)
+            self._program = compiled_layer(self.module, self.layer, self._calls, self._run, noise)
+        return self._program
 
 
 @contextmanager
@@ -147,8 +178,10 @@ def open_network(
             raise refused(layer, size, model.input_size, reason(error)) from None
         if not calls:
             raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
+        if rewrites.program and device.type == "cpu":
+            capture(module)  # before there are hooks
         with tap(module, layer, calls, rewrites.cut) as run:
-            network = Network(model, module, layer, recipe, run, layout, device, rewrites)
+            network = Network(model, module, layer, recipe, run, calls, layout, device, rewrites)
             with torch.no_grad():
                 activations = network(probe)
             if activations[0].numel() == 0:

@@ -56,6 +56,8 @@ class Rewrites:
     fold: bool = True
     #: On a CPU, convolutions that go back faster and give an image the same bits in a batch of any size.
     quicken: bool = True
+    #: On a CPU, the layer as a program: without autograd between operations, and without what a step does not look at.
+    program: bool = True
     #: On a GPU, a step is recorded once per layer and size of the batch, and replayed.
     graph: bool = True
     #: Whether a CPU may run several images side by side: ``proved`` where a trial has shown that they come out with

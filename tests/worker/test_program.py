@@ -1,0 +1,354 @@
+"""A layer's program answers as the network does, goes back as it does, and leaves out what nobody looks at."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+from feature_atlas.spec import Recipe
+from feature_atlas_worker.convolutions import FrozenConv2d
+from feature_atlas_worker.gradients import RedirectedReLU
+from feature_atlas_worker.models import VisionModel
+from feature_atlas_worker.network import Network, open_network
+from feature_atlas_worker.programs.operations import Convolve, Other
+from feature_atlas_worker.rewrite import ALL, Rewrites
+
+CPU = torch.device("cpu")
+FP32 = Rewrites(half=False)
+
+
+def seeded(module: nn.Module) -> nn.Module:
+    """The network with lively random weights and batch norms that know something."""
+    source = torch.Generator().manual_seed(0)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, generator=source)
+            if layer.bias is not None:
+                nn.init.normal_(layer.bias, std=0.1, generator=source)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.uniform_(layer.weight, 0.5, 1.5, generator=source)
+            nn.init.normal_(layer.bias, std=0.2, generator=source)
+    return module.eval().requires_grad_(False)
+
+
+@contextmanager
+def opened(module: nn.Module, layer: str, rewrites: Rewrites = FP32, size: int = 64) -> Iterator[Network]:
+    model = VisionModel(module, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), (size, size))
+    with open_network(model, layer, Recipe(size=(size, size)), CPU, rewrites) as network:
+        yield network
+
+
+def pictures(count: int = 2, size: int = 64) -> Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def climbed(network: Network, picture: Tensor, **how: Tensor) -> tuple[Tensor, Tensor]:
+    """(activations, gradient of a weighted sum of them)."""
+    picture = picture.clone().requires_grad_()
+    activations = network(picture, climbing=True, **how)
+    weights = torch.randn(activations.shape[1:], generator=torch.Generator().manual_seed(2))
+    (gradient,) = torch.autograd.grad((activations * weights).sum(), picture)
+    return activations.detach(), gradient
+
+
+def close(one: Tensor, other: Tensor, share: float = 1e-4) -> None:
+    assert other.abs().max() > 0
+    assert (one - other).norm() <= share * other.norm()
+
+
+def programmed(network: Network) -> bool:
+    """Whether a program runs, once something was climbed."""
+    return network._program is not None
+
+
+def operations(network: Network) -> list[object]:
+    assert network._program is not None
+    return [line.operation for line in network._program._whole.lines]
+
+
+@functools.cache
+def torchvision_network(name: str, **how: bool) -> nn.Module:
+    return seeded(torchvision.models.get_model(name, **how))
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("resnet18", "layer2.0.downsample.0"),
+        ("resnet18", "layer2.1.conv2"),
+        ("resnet18", "layer2.1"),
+        ("squeezenet1_1", "features.6"),
+        ("squeezenet1_1", "features.5"),
+        ("googlenet", "inception4a"),
+        ("googlenet", "inception3a.branch2"),
+        ("densenet121", "features.denseblock1.denselayer2"),
+        ("mobilenet_v2", "features.4"),
+        ("mobilenet_v3_small", "features.4"),
+        ("regnet_y_400mf", "trunk_output.block1"),
+    ],
+)
+def test_a_program_answers_and_goes_back_as_the_network(name: str, layer: str) -> None:
+    # With weights, GoogLeNet has arithmetic of its own before the first convolution.
+    module = torchvision_network(
+        name, **({"init_weights": False, "transform_input": True} if name == "googlenet" else {})
+    )
+    with opened(module, layer) as network, opened(module, layer, Rewrites(half=False, program=False)) as plain:
+        for size in (64, 72):
+            for ours, theirs in zip(
+                climbed(network, pictures(2, size)), climbed(plain, pictures(2, size)), strict=True
+            ):
+                close(ours, theirs)
+        own = torch.tensor([network.channels - 1, 1])
+        for ours, theirs in zip(
+            climbed(network, pictures(), own=own), climbed(plain, pictures(), own=own), strict=True
+        ):
+            close(ours, theirs)
+        assert programmed(network)
+        assert not programmed(plain)
+
+
+@pytest.mark.parametrize("channels", [(0, 1, 2, 3), (0, 70, 300, 511), (5, 5, 5, 5)])
+@pytest.mark.parametrize("rewrites", [ALL, FP32])
+def test_a_channel_has_the_same_bits_alone_and_beside_others(channels: tuple[int, ...], rewrites: Rewrites) -> None:
+    module = torchvision_network("googlenet", init_weights=False)
+    with opened(module, "inception4a", rewrites) as network:
+        own = torch.tensor(channels)
+        activations, gradient = climbed(network, pictures(4), own=own)
+        for n in range(4):
+            alone, own_gradient = climbed(network, pictures(4)[n : n + 1], own=own[n : n + 1])
+            assert torch.equal(alone[0], activations[n])
+            assert torch.equal(own_gradient[0], gradient[n])
+        assert programmed(network)
+
+
+class Counted(nn.Module):
+    """Two branches beside each other; dilated, padded, strided."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.left = nn.Sequential(nn.Conv2d(8, 4, 3, padding=2, dilation=2), nn.ReLU(inplace=True))
+        self.right = nn.Sequential(nn.Conv2d(8, 6, 1), nn.ReLU6(), nn.Conv2d(6, 5, (3, 1), padding=(1, 0), bias=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return torch.cat((self.left(x), self.right(x), x + self.right[0](x)[:, :1]), dim=1)
+
+
+class Joined(Counted):
+    def __init__(self) -> None:
+        super().__init__()
+        self.join = Join()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        return self.join(self.left(x), self.right(x))  # type: ignore[no-any-return]
+
+
+class Join(nn.Module):
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        return torch.cat((one, other), dim=1)
+
+
+def test_what_leads_to_other_channels_only_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = seeded(Joined())
+    with opened(module, "join") as network:
+        climbed(network, pictures())
+        ran: list[int] = []
+        ahead = FrozenConv2d.ahead
+        monkeypatch.setattr(
+            FrozenConv2d,
+            "ahead",
+            lambda self, *args, **kw: (ran.append(self.out_channels), ahead(self, *args, **kw))[1],
+        )
+        climbed(network, pictures(), own=torch.tensor([0, 3]))
+        assert ran == [8], "the stem alone: the left convolution gives one row, the right ones nothing"
+        ran.clear()
+        climbed(network, pictures(), own=torch.tensor([4, 8]))
+        assert ran == [8, 6]
+        ran.clear()
+        climbed(network, pictures(), own=torch.tensor([3, 8]))
+        assert ran == [8, 6]
+        climbed(network, pictures())
+        assert ran == [8, 6, 8, 4, 6, 5]
+
+
+def test_relus_and_sums_join_their_convolutions() -> None:
+    with opened(torchvision_network("resnet18"), "layer2.1") as network:
+        climbed(network, pictures())
+        found = operations(network)
+        convolutions = [operation for operation in found if isinstance(operation, Convolve)]
+        assert len(convolutions) == 10
+        assert sum(operation.added for operation in convolutions) == 4, "one per block"
+        assert sum(operation.rectified for operation in convolutions) == 9, "all but the first downsampling"
+        assert len(found) == 11, "and a pool"
+
+
+def test_blocked_gradients_are_redirected_as_in_the_network() -> None:
+    module = seeded(torchvision.models.resnet18())
+    with torch.no_grad():
+        module.get_submodule("layer1.1.bn2").bias.fill_(-1e3)  # type: ignore[union-attr, operator]
+        module.get_submodule("layer1.1.bn1").bias.fill_(-1e3)  # type: ignore[union-attr, operator]
+    rewrites = Rewrites(half=False, program=False)
+    with opened(module, "layer1.1") as network, opened(module, "layer1.1", rewrites) as plain:
+        for allow in ([True, True], [True, False], [False, False]):
+            flags = torch.tensor(allow)
+            _, ours = climbed(network, pictures(), allow=flags)
+            _, theirs = climbed(plain, pictures(), allow=flags)
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
+            assert (ours.flatten(1).abs().amax(1) > 0).tolist() == allow
+            _, alone = climbed(network, pictures(), allow=flags, own=torch.tensor([3, 5]))
+            assert (alone.flatten(1).abs().amax(1) > 0).tolist() == allow
+        assert programmed(network)
+
+
+def test_a_way_back_can_be_gone_twice() -> None:
+    with opened(torchvision_network("resnet18"), "layer1.1") as network:
+        picture = pictures().requires_grad_()
+        activations = network(picture, climbing=True)
+        one, again = (
+            torch.autograd.grad(activations.sum(), picture, retain_graph=True)[0] for _ in range(2)
+        )  # fmt: skip
+        assert torch.equal(one, again)
+
+
+class Odd(nn.Module):
+    """A network whose course has something odd in it."""
+
+    def __init__(self, odd: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.odd = odd
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.last = nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.conv(x)
+        return self.last(self.odd(made, self.conv2(made * 1.0)))  # type: ignore[no-any-return]
+
+
+def over_a_slice(one: Tensor, other: Tensor) -> Tensor:
+    one[:, :4].mul_(3.0)
+    return one + other
+
+
+def over_what_others_read(one: Tensor, other: Tensor) -> Tensor:
+    F.relu(one, inplace=True)
+    return one * 0.5 + other
+
+
+def over_before_it_is_read(one: Tensor, other: Tensor) -> Tensor:
+    rectified = one.relu_()
+    return rectified + one + other
+
+
+def by_what_it_sees(one: Tensor, other: Tensor) -> Tensor:
+    return one if one.mean() > 1e9 else other
+
+
+def by_parts(one: Tensor, other: Tensor) -> Tensor:
+    first, second = one.chunk(2, 1)
+    return torch.cat((second, first), 1) + other
+
+
+def by_shape(one: Tensor, other: Tensor) -> Tensor:
+    batch, channels, height, width = one.shape
+    return one.reshape(batch, channels, height * width).view(batch, channels, height, width) + other.transpose(2, 3)
+
+
+def with_a_number(one: Tensor, other: Tensor) -> Tensor:
+    return F.relu6(torch.add(one, other, alpha=0.5)) + 1 + torch.cat([one, one], 1)[:, :8]
+
+
+def by_a_scale(one: Tensor, other: Tensor) -> Tensor:
+    return one + torch.sigmoid(other.mean((2, 3), keepdim=True))
+
+
+def twice(one: Tensor, other: Tensor) -> Tensor:
+    return F.relu(F.relu(one + one) + F.relu(other))
+
+
+def written_into(one: Tensor, other: Tensor) -> Tensor:
+    return torch.add(one, other, out=torch.empty_like(one)) if not one.requires_grad else one + other
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        over_a_slice, over_what_others_read, over_before_it_is_read, by_what_it_sees, by_parts, by_shape, with_a_number,
+        by_a_scale, twice, written_into,
+    ],
+)  # fmt: skip
+def test_an_odd_network_answers_as_it_is(odd: Callable[[Tensor, Tensor], Tensor]) -> None:
+    module = seeded(Odd(odd))
+    plain = Rewrites(half=False, program=False, fold=False, quicken=False)
+    with opened(module, "last") as network, opened(module, "last", plain) as reference:
+        for ours, theirs in zip(climbed(network, pictures()), climbed(reference, pictures()), strict=True):
+            close(ours, theirs)
+        own = torch.tensor([7, 2])
+        for ours, theirs in zip(
+            climbed(network, pictures(), own=own), climbed(reference, pictures(), own=own), strict=True
+        ):
+            close(ours, theirs)
+
+
+def test_a_network_with_hooks_runs_with_them() -> None:
+    module = seeded(torchvision.models.resnet18())
+    module.get_submodule("layer1.0").register_forward_hook(lambda _module, _args, out: 2 * out)
+    with opened(module, "layer1.1") as network:
+        doubled, _ = climbed(network, pictures())
+        assert not programmed(network)
+    with opened(torchvision_network("resnet18"), "layer1.1") as network:
+        plain, _ = climbed(network, pictures())
+    assert not torch.allclose(doubled, plain)
+
+
+@pytest.mark.parametrize(
+    ("make", "layer"),
+    [
+        (lambda: torchvision.models.vit_b_16(image_size=64), "encoder.layers.encoder_layer_0"),
+        (torchvision.models.shufflenet_v2_x0_5, "stage2.1"),  # its branches are two halves of one map
+    ],
+)
+def test_a_network_of_other_things_runs_as_it_is(make: Callable[[], nn.Module], layer: str) -> None:
+    with opened(seeded(make()), layer) as network:
+        activations, _ = climbed(network, pictures())
+        assert not programmed(network)
+        own = torch.tensor([1, 2])
+        alone, _ = climbed(network, pictures(), own=own)
+        assert torch.equal(alone[:, 0], activations[torch.arange(2), own])
+
+
+def test_a_redirecting_mode_reaches_what_is_left_to_autograd() -> None:
+    with opened(torchvision_network("mobilenet_v3_small"), "features.4") as network:
+        climbed(network, pictures())
+        assert any(isinstance(operation, Other) for operation in operations(network))
+        picture = pictures().requires_grad_()
+        with RedirectedReLU(torch.tensor([True, True])):
+            assert network(picture, climbing=True).requires_grad
+
+
+def test_a_shared_module_is_read_at_its_last_call() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.relu = nn.Conv2d(3, 3, 3, padding=1), nn.ReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            for _ in range(3):
+                x = self.relu(self.conv(x))
+            return x
+
+    module = seeded(Shared())
+    with opened(module, "relu") as network, opened(module, "relu", Rewrites(half=False, program=False)) as plain:
+        for ours, theirs in zip(climbed(network, pictures()), climbed(plain, pictures()), strict=True):
+            close(ours, theirs)
+        assert programmed(network)

@@ -1,0 +1,228 @@
+"""What a network's program is made of: each operation goes ahead, and back without autograd.
+
+``ahead(way, *values)`` gives a value and what the way back needs; ``back(way, gradient, kept, before)`` gives the
+gradients of the operation's varying inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from feature_atlas_worker.convolutions import FrozenConv2d
+from feature_atlas_worker.gradients import redirected
+
+_aten = torch.ops.aten
+
+
+class Unsuitable(Exception):
+    """The network has no program; it runs as it is."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How one pass goes."""
+
+    #: What convolutions compute in, where not in their input's precision.
+    half: torch.dtype | None = None
+    #: The images that may redirect blocked gradients.  [B], bool
+    allow: Tensor | None = None
+    #: Whether there is a way back.
+    returns: bool = False
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient on its way back."""
+
+    of: Tensor
+    #: Whether it may be written over: nobody else reads it.
+    owned: bool = True
+
+    def plus(self, other: Gradient) -> Gradient:
+        """The sum of two of one value."""
+        if self.owned:
+            return Gradient(self.of.add_(other.of))
+        return other.plus(self) if other.owned else Gradient(self.of + other.of)
+
+
+class Operation:
+    """One operation."""
+
+    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:
+        """(value, what the way back needs)."""
+        raise NotImplementedError
+
+    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:
+        """The gradients of the inputs that vary."""
+        raise NotImplementedError
+
+
+class Convolve(Operation):
+    """A frozen convolution, with the sum and the ReLU behind it where nothing else reads what is between."""
+
+    def __init__(self, layer: FrozenConv2d, *, added: bool = False) -> None:
+        #: ``added``: a second input is added.
+        self.layer, self.added, self.rectified = layer, added, False
+
+    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
+        x, *added = values
+        precision = x.dtype
+        if way.half is not None and precision != way.half:
+            x = x.to(way.half)
+        if added and added[0].dtype != x.dtype:
+            raise Unsuitable("a sum of unlike maps")
+        out = self.layer.ahead(x, added[0] if added else None, self.rectified)
+        if added and out.shape != added[0].shape:
+            raise Unsuitable("a sum of unlike maps")
+        return out, (x.shape[-2:], precision, out if self.rectified else None)
+
+    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
+        gradient = self._before(way, gradient, kept)
+        size, precision, _ = kept
+        own = Gradient(self.layer.back(gradient.of, size).to(precision))
+        return (own, gradient) if self.added else (own,)
+
+    def back_onto(self, way: Way, gradient: Gradient, kept: Any, onto: Gradient) -> Gradient:
+        """The gradient of the only input, and ``onto``."""
+        gradient = self._before(way, gradient, kept)
+        size, precision, _ = kept
+        if onto.of.dtype != gradient.of.dtype:
+            return Gradient(self.layer.back(gradient.of, size).to(precision)).plus(onto)
+        return Gradient(self.layer.back(gradient.of, size, onto.of))
+
+    def _before(self, way: Way, gradient: Gradient, kept: Any) -> Gradient:
+        return gradient if kept[2] is None else unrectified(way, gradient, kept[2])
+
+
+class Rectify(Operation):
+    """A ReLU, or a ReLU6."""
+
+    def __init__(self, ceiling: float | None, over: bool) -> None:
+        #: ``over``: nothing else reads the input, which may be written over.
+        self.ceiling, self.over = ceiling, over
+
+    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
+        (x,) = values
+        out = x.clamp_(0, self.ceiling) if self.over else x.clamp(0, self.ceiling)
+        return out, out
+
+    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
+        return (unrectified(way, gradient, kept, self.ceiling),)
+
+
+def unrectified(way: Way, gradient: Gradient, out: Tensor, ceiling: float | None = None) -> Gradient:
+    """Back through a clamp to [0, ceiling] that gave ``out``."""
+    of, owned = gradient.of, gradient.owned
+    if of.ndim == 4 and not of.is_contiguous(memory_format=torch.channels_last):
+        # Ten times slower on a part of another map than on a copy of it.
+        of, owned = of.contiguous(memory_format=torch.channels_last), True
+    if way.allow is not None and out.shape[0] % len(way.allow) == 0:
+        # Where other axes were folded into the first, only whole images can be told apart.
+        return Gradient(redirected(of, out, way.allow.repeat_interleave(out.shape[0] // len(way.allow)), ceiling))
+    if ceiling is not None:
+        return Gradient(_aten.hardtanh_backward.default(of, out, 0.0, ceiling))
+    if owned:
+        return Gradient(_aten.threshold_backward.grad_input(of, out, 0.0, grad_input=of))
+    return Gradient(_aten.threshold_backward.default(of, out, 0.0))
+
+
+class Add(Operation):
+    """The sum of two maps of one shape."""
+
+    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
+        one, other = values
+        if one.shape != other.shape or one.dtype != other.dtype:
+            raise Unsuitable("a sum of unlike maps")
+        return one + other, None
+
+    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
+        shared = Gradient(gradient.of, owned=False)
+        return shared, shared
+
+
+class Concatenate(Operation):
+    """Maps one behind the other along their channels."""
+
+    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
+        if len({value.dtype for value in values}) > 1 or any(value.ndim != 4 for value in values):
+            raise Unsuitable("a concatenation of unlike maps")
+        return torch.cat(values, 1), [value.shape[1] for value in values]
+
+    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
+        parts = gradient.of.split(kept, 1)
+        # Not owned: a part may lie in the whole.
+        return [Gradient(part.contiguous(memory_format=torch.channels_last), owned=False) for part in parts]
+
+
+class MaxPool(Operation):
+    """Max pooling over space."""
+
+    def __init__(self, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> None:
+        pairs = [_pair(value) for value in (kernel, stride if stride is not None else kernel, padding, dilation)]
+        self.geometry = (*pairs, ceil)
+
+    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
+        (x,) = values
+        out, indices = _aten.max_pool2d_with_indices.default(x, *self.geometry)
+        return out, (x, indices)
+
+    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
+        x, indices = kept
+        return (Gradient(_aten.max_pool2d_with_indices_backward.default(gradient.of, x, *self.geometry, indices)),)
+
+
+def _pair(value: Any) -> list[int]:
+    return [value, value] if isinstance(value, int) else [int(v) for v in value]
+
+
+class Other(Operation):
+    """Anything else, by autograd."""
+
+    def __init__(self, call: Callable[..., Any], varies: Sequence[bool]) -> None:
+        self.call, self.varies = call, tuple(varies)
+
+    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
+        if not way.returns:
+            return self.call(*values), None
+        leaves = [
+            value.detach().requires_grad_() if varies and _differentiable(value) else value
+            for value, varies in zip(values, self.varies, strict=True)
+        ]
+        with torch.enable_grad():
+            out = self.call(*leaves)
+        if not isinstance(out, Tensor):
+            if any(tensor.requires_grad for tensor in _tensors(out)):
+                raise Unsuitable("an operation gives several maps")
+            return out, None
+        return out.detach(), (out, leaves)
+
+    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
+        out, leaves = kept
+        wanted = [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+        if not out.requires_grad or not wanted:
+            return [None] * sum(self.varies)
+        found = iter(torch.autograd.grad(out, wanted, gradient.of, retain_graph=True, allow_unused=True))
+        parts = [
+            next(found) if isinstance(leaf, Tensor) and leaf.requires_grad else None
+            for leaf, varies in zip(leaves, self.varies, strict=True)
+            if varies
+        ]
+        # Not owned: autograd may give back what it was given.
+        return [Gradient(part, owned=False) if part is not None else None for part in parts]
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _tensors(out: Any) -> list[Tensor]:
+    if isinstance(out, Tensor):
+        return [out]
+    if isinstance(out, dict):
+        out = list(out.values())
+    return [tensor for item in out for tensor in _tensors(item)] if isinstance(out, (tuple, list)) else []
