@@ -191,11 +191,14 @@ def test_a_band_shares_the_mean_square_of_its_coefficients() -> None:
     spectrum = init(recipe, [1, 2])
     bands = Bands(recipe.size, "cpu")
     found = bands.mean_square(spectrum)
-    assert found.shape == (2, 1, 17, 13, 1)
-    square = (spectrum**2).mean((1, 4), keepdim=True).flatten(1)
+    assert found.shape == (2, 1, 17, 13, 2)
+    assert torch.equal(found[..., 0], found[..., 1])
+    square = (spectrum**2).mean((1, 4)).flatten(1)
     for band in bands.band.unique():
         own = bands.band == band
-        torch.testing.assert_close(found.flatten(1)[:, own], square[:, own].mean(1, keepdim=True).expand(-1, own.sum()))
+        torch.testing.assert_close(
+            found[..., 0].flatten(1)[:, own], square[:, own].mean(1, keepdim=True).expand(-1, own.sum())
+        )
     assert torch.equal(bands.mean_square(1024 * spectrum), 2**20 * found)
     torch.testing.assert_close(bands.mean_square(spectrum[1:]), found[1:])
 
@@ -207,5 +210,15 @@ def test_a_decay_takes_the_fourth_power_of_the_frequency_and_never_turns_a_sign(
     assert kept[0, 4].item() == pytest.approx(0.9)  # 4 cycles in 16 pixels
     assert kept[0, 2].item() == pytest.approx(1 - 0.1 / 16)
     assert kept[2, 0] == kept[0, 2] == kept[-2, 0]
-    assert torch.equal(spectrum.kept(0.0), torch.ones(16, 9, 1))
+    assert torch.equal(spectrum.kept(0.0), torch.ones(16, 9, 2))
     assert spectrum.kept(50.0).min() == 0
+
+
+@pytest.mark.parametrize("size", [(6, 8), (7, 9), (5, 2), (8, 1)])
+def test_the_way_back_through_the_spectrum_is_exact(size: tuple[int, int]) -> None:
+    recipe = Recipe(size=(16, 16), parameterization="fourier")
+    spectrum = Spectrum(recipe, (16, 16), "cpu")
+    spectrum.size, scale = size, torch.rand(size[0], size[1] // 2 + 1, dtype=torch.float64) + 0.5
+    spectrum.scale, spectrum._full = scale, (size[0], size[1] // 2 + 1)
+    parameters = torch.randn(2, 3, *scale.shape, 2, dtype=torch.float64, generator=stream(0, "spectrum"))
+    assert torch.autograd.gradcheck(lambda p: spectrum.picture(p, None), (parameters.requires_grad_(),))

@@ -10,7 +10,12 @@ from torch import Tensor
 
 from feature_atlas.spec import Recipe
 from feature_atlas_worker.params import stream
-from feature_atlas_worker.regularizers import similarity, total_variation, total_variation_mean
+from feature_atlas_worker.regularizers import (
+    similarity,
+    total_variation,
+    total_variation_gradient,
+    total_variation_mean,
+)
 
 
 def random(*shape: int) -> Tensor:
@@ -31,6 +36,13 @@ def test_total_variation_is_per_image_and_blind_to_brightness() -> None:
     assert found.shape == (3,) and found[1] == 0
     assert found[2] == pytest.approx(total_variation(images[2:]).item())
     torch.testing.assert_close(total_variation(images + 0.1), found)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (1, 6), (6, 1)])
+def test_the_gradient_is_the_penaltys(size: tuple[int, int]) -> None:
+    image = random(2, 3, *size).mul(4).round()  # flat places, too
+    (expected,) = torch.autograd.grad(total_variation(image.requires_grad_()).sum(), image)
+    assert torch.equal(total_variation_gradient(image.detach()), expected)
 
 
 def test_a_stripe_counts_alike_in_both_directions() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from feature_atlas.presets import preset
 from feature_atlas.spec import Recipe
 from feature_atlas_worker.params import stream
-from feature_atlas_worker.transforms import Schedule, affine, blur, held_out, matrices, padded, schedule
+from feature_atlas_worker.transforms import Schedule, affine, blur, held_out, matrices, padded, sampling_grid, schedule
 
 SIZES = [(12, 12), (9, 14), (15, 8)]
 Size = tuple[int, int]
@@ -62,6 +62,13 @@ def test_a_shift_moves_by_pixels_and_leaves_grey(size: Size, shift: tuple[int, i
     kept = image[..., max(0, -y) : height - max(0, y), max(0, -x) : width - max(0, x)]
     expected[..., max(0, y) : height + min(0, y), max(0, x) : width + min(0, x)] = kept
     torch.testing.assert_close(move(image, **{which: shift}), expected, rtol=0, atol=1e-5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_grid_is_that_of_affine_grid(size: Size) -> None:
+    theta = torch.randn(3, 2, 3, dtype=torch.float64, generator=stream(0, "grid"))
+    expected = torch.nn.functional.affine_grid(theta, [3, 3, *size], align_corners=False)
+    torch.testing.assert_close(sampling_grid(theta, size), expected)
 
 
 def test_half_a_pixel_is_the_mean_of_two() -> None:

@@ -92,7 +92,7 @@ class Ascent:
         self.first_moment = torch.zeros_like(self.parameters)
         shared = recipe.adapt == "frequency" and recipe.parameterization == "fourier"
         self.bands = params.Bands(recipe.size, device) if shared else None
-        self.second_moment = torch.zeros_like(self.parameters[:, :1, ..., :1] if shared else self.parameters)
+        self.second_moment = torch.zeros_like(self.parameters[:, :1] if shared else self.parameters)
         self.fine = params.Parameterization(recipe, recipe.size, device)
         coarse = params.coarse_size(recipe.size, recipe.coarse)
         self.coarse = params.Parameterization(recipe, coarse, device) if recipe.coarse_steps else self.fine
@@ -177,7 +177,7 @@ class Ascent:
         return self.fine, 1.0
 
     def _picture(self, now: Now, coarse: bool, parameters: Tensor) -> Tensor:
-        sigma = now.cut.expand(len(parameters)) if any(self.recipe.cut) else None
+        sigma = now.cut[None] if any(self.recipe.cut) else None
         return self._basis(coarse)[0](parameters, sigma)
 
     def _view(self, now: Now, coarse: bool, picture: Tensor) -> Tensor:
@@ -216,14 +216,14 @@ class Ascent:
             gradient = gradient + weight[:, None, None, None] * unit_rms(apart)
         return gradient
 
+    @torch.no_grad()
     def _smoothness_gradient(self, picture: Tensor) -> Tensor | float:
         """d weighted total variation / d picture.  [B, 3, h, w]"""
         recipe = self.recipe
         if not recipe.total_variation:
             return 0.0
-        penalty = regularizers.total_variation if recipe.penalties == "relative" else regularizers.total_variation_mean
-        (gradient,) = torch.autograd.grad(recipe.total_variation * penalty(picture).sum(), picture)
-        return gradient
+        share = 1.0 if recipe.penalties == "relative" else 1.0 / picture[0].numel()  # total_variation_mean
+        return regularizers.total_variation_gradient(picture).mul_(share * recipe.total_variation)
 
     @torch.no_grad()
     def _update(self, now: Now, gradient: Tensor) -> None:

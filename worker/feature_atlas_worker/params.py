@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,11 +60,12 @@ class Bands:
         self.band = band.flatten().to(device)
         self.count = int(band.max()) + 1
         self.member = torch.nn.functional.one_hot(self.band, self.count).float().T.contiguous()  # [bands, H * (W//2+1)]
+        self._both = self.band.repeat_interleave(2)  # of real and imaginary parts
         # 3 colours, real and imaginary part
         self.members = 6.0 * self.member.sum(1).clamp(min=1)
 
     def mean_square(self, spectrum: Tensor) -> Tensor:
-        """[B, 3, H, W//2+1, 2] -> [B, 1, H, W//2+1, 1], constant within a band."""
+        """[B, 3, H, W//2+1, 2] -> [B, 1, H, W//2+1, 2], constant within a band."""
         square = spectrum**2
         # Term by term: a reduction over the first and the last axis takes twenty times longer.
         energy = square[:, 0] + square[:, 1] + square[:, 2]
@@ -74,7 +76,7 @@ class Bands:
             sums = torch.stack([torch.mv(self.member, image) for image in energy])  # [B, bands]
         else:
             sums = (self.member.expand(len(energy), -1, -1) @ energy[:, :, None])[:, :, 0]
-        return (sums / self.members)[:, self.band].view(len(energy), 1, *spectrum.shape[2:4], 1)
+        return (sums / self.members)[:, self._both].view(len(energy), 1, *spectrum.shape[2:])
 
 
 class Spectrum:
@@ -93,6 +95,8 @@ class Spectrum:
         shorter = math.sqrt(height * width / (full_height * full_width))
         self.scale = shorter / (4.0 * frequency.clamp(min=floor) ** recipe.decay)
         self.square_frequency = frequency**2
+        # Written out for both parts of a number: a product that repeats them takes ten times longer.
+        self._fineness = ((16.0 * self.square_frequency) ** 2)[..., None].repeat(1, 1, 2)
         self._full = (full_height, full_width // 2 + 1)
 
     def block(self, spectrum: Tensor) -> Tensor:
@@ -105,21 +109,45 @@ class Spectrum:
         return torch.cat((columns[:, :, :top], columns[:, :, self._full[0] - (height - top) :]), dim=2)
 
     def low_pass(self, sigma: Tensor) -> Tensor:
-        """Transfer function of a Gaussian blur of ``sigma`` full-resolution pixels.  [B] -> [B, 1, h, w//2+1]."""
+        """Transfer function of a Gaussian blur of ``sigma`` full-resolution pixels.  [B] -> [B, 1, h, w//2+1].
+
+        One sigma does for any number of images.
+        """
         return torch.exp(-2.0 * (math.pi * sigma[:, None, None, None]) ** 2 * self.square_frequency)
 
     def kept(self, decay: float | Tensor) -> Tensor:
-        """Share of each coefficient left by a decay of ``decay`` at a quarter cycle per pixel.  -> [h, w//2+1, 1].
+        """Share of each coefficient left by a decay of ``decay`` at a quarter cycle per pixel.  -> [h, w//2+1, 2].
 
         It grows with the fourth power of the frequency: half an octave below, a quarter is left of it.
         """
-        return (1.0 - decay * (16.0 * self.square_frequency) ** 2).clamp(min=0.0)[..., None]
+        return (1.0 - decay * self._fineness).clamp(min=0.0)
 
     def picture(self, parameters: Tensor, sigma: Tensor | None) -> Tensor:
-        """Decorrelated colour planes before the squash.  [B, 3, H, W//2+1, 2] -> [B, 3, h, w]."""
+        """Decorrelated colour planes before the squash.  [B, 3, H, W//2+1, 2], [B] or [1] -> [B, 3, h, w]."""
         scale = self.scale if sigma is None else self.scale * self.low_pass(sigma)
-        spectrum = torch.view_as_complex(self.block(parameters).contiguous()) * scale
-        return torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
+        planes: Tensor = _Inverse.apply(self.block(parameters).contiguous(), scale, self.size)
+        return planes
+
+
+class _Inverse(torch.autograd.Function):
+    """A scaled spectrum's inverse Fourier transform; the way back is a transform and one product."""
+
+    @staticmethod
+    def forward(ctx: Any, spectrum: Tensor, scale: Tensor, size: tuple[int, int]) -> Tensor:
+        """[B, 3, h, w//2+1, 2], [.., h, w//2+1] -> [B, 3, h, w]."""
+        ctx.scale = scale
+        return torch.fft.irfft2(torch.view_as_complex(spectrum) * scale, s=size, norm="ortho")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        gradient = torch.fft.rfft2(grads[0], norm="ortho")
+        # A column stands for its mirror image as well, but for the first and, where there is a middle, the last.
+        twice = torch.full((gradient.shape[-1],), 2.0, device=gradient.device)
+        twice[0] = 1.0
+        if grads[0].shape[-1] % 2 == 0:
+            twice[-1] = 1.0
+        return torch.view_as_real(gradient.mul_(ctx.scale * twice)), None, None
 
 
 class Parameterization:
@@ -144,12 +172,12 @@ class Parameterization:
     def __call__(self, parameters: Tensor, sigma: Tensor | None = None) -> Tensor:
         """The picture, RGB in [0, 1].  [B, 3, ...] -> [B, 3, h, w].
 
-        ``sigma`` [B] low-passes the spectrum, in full-resolution pixels; it is ignored for pixels.
+        ``sigma`` [B] or [1] low-passes the spectrum, in full-resolution pixels; it is ignored for pixels.
         """
         return torch.sigmoid(self.planes(parameters, sigma))
 
 
 def to_image(parameters: Tensor, recipe: Recipe) -> Tensor:
     """The finished picture, RGB in [0, 1].  [B, 3, ...] -> [B, 3, H, W]."""
-    sigma = torch.full((len(parameters),), recipe.cut[1], device=parameters.device) if recipe.cut[1] else None
+    sigma = torch.full((1,), recipe.cut[1], device=parameters.device) if recipe.cut[1] else None
     return Parameterization(recipe, recipe.size, parameters.device)(parameters, sigma)

@@ -21,6 +21,17 @@ def total_variation_mean(image: Tensor) -> Tensor:
     return total_variation(image) / image[0].numel()
 
 
+def total_variation_gradient(image: Tensor) -> Tensor:
+    """d :func:`total_variation` / d image, whole numbers.  [B, 3, h, w]"""
+    gradient = torch.zeros_like(image)
+    for axis in (2, 3):
+        steps = image.shape[axis] - 1
+        slope = (image.narrow(axis, 1, steps) - image.narrow(axis, 0, steps)).sign_()
+        gradient.narrow(axis, 1, steps).add_(slope)
+        gradient.narrow(axis, 0, steps).sub_(slope)
+    return gradient
+
+
 def similarity(activations: Tensor, group: int) -> Tensor:
     """Mean pairwise cosine of the Gram matrices of each job's ``group`` images.  [B, C, h, w] -> [B / group].
 

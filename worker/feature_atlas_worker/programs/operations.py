@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,7 @@ class Way:
     returns: bool = False
 
 
-@dataclass(frozen=True)
-class Gradient:
+class Gradient(NamedTuple):
     """A gradient on its way back."""
 
     of: Tensor
@@ -84,7 +83,8 @@ class Convolve(Operation):
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
         gradient = self._before(way, gradient, kept)
         size, precision, _ = kept
-        own = Gradient(self.layer.back(gradient.of, size).to(precision))
+        found = self.layer.back(gradient.of, size)
+        own = Gradient(found if found.dtype == precision else found.to(precision))
         return (own, gradient) if self.added else (own,)
 
     def back_onto(self, way: Way, gradient: Gradient, kept: Any, onto: Gradient) -> Gradient:

@@ -6,7 +6,8 @@ left out; what is left is summed in fp32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -134,43 +135,50 @@ def own_channel(reading: Reading, node: fx.Node) -> Own | None:
 
 def convolved(x: Tensor, layer: FrozenConv2d, channels: Tensor) -> Tensor:
     """One row of a convolution per picture: [B, C, h, w], [B] -> [B, h', w'], in fp32."""
-    with torch.autocast("cpu", enabled=False):
-        batch, _, height, width = x.shape
-        kernel = layer.weight.detach()[channels].flatten(2)  # [B, C, kh * kw]
-        # What every place says to every tap of the kernel; then each tap's answers, moved to where they belong.
-        taps: Tensor = _Products.apply(x.permute(0, 2, 3, 1).reshape(batch, height * width, -1).float(), kernel)
-        taps = taps.view(batch, height, width, -1)
+    found: Tensor = _Row.apply(x, layer.weight.detach()[channels], layer)
+    return found if layer.bias is None else found + layer.bias.detach()[channels][:, None, None]
+
+
+class _Row(torch.autograd.Function):
+    """What every place says to every tap of the kernel, a matrix product; then each tap's answers, where they belong.
+
+    Picture by picture: a batched product gives other last digits in another batch.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernels: Tensor, layer: FrozenConv2d) -> Tensor:
+        """[B, C, h, w], [B, C, kh, kw] -> [B, h', w']."""
+        ctx.kernels, ctx.layer, ctx.shape, ctx.precision = kernels.flatten(2), layer, x.shape, x.dtype
+        maps = x.permute(0, 2, 3, 1).float().flatten(1, 2)  # [B, h * w, C]
+        taps = torch.stack([one.mm(kernel) for one, kernel in zip(maps, ctx.kernels, strict=True)])
+        taps = taps.view(len(x), *x.shape[2:], -1)  # [B, h, w, kh * kw]
         top, left = (int(p) for p in layer.padding)
         if top or left:
             taps = F.pad(taps, (0, 0, left, left, top, top))
-        found = _sum_of_taps(taps, layer)
-        return found if layer.bias is None else found + layer.bias.detach()[channels][:, None, None]
-
-
-class _Products(torch.autograd.Function):
-    """Matrix products picture by picture: a batched one gives other last digits in another batch."""
-
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, kernels: Tensor) -> Tensor:
-        ctx.kernels = kernels
-        return torch.stack([one.mm(kernel) for one, kernel in zip(maps, kernels, strict=True)])
+        first, *others = _places(taps, layer)
+        total = first.clone()
+        for part in others:
+            total += part
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        return torch.stack([one.mm(kernel.T) for one, kernel in zip(grads[0], ctx.kernels, strict=True)]), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        batch, _, height, width = ctx.shape
+        top, left = (int(p) for p in ctx.layer.padding)
+        taps = torch.zeros(batch, height + 2 * top, width + 2 * left, ctx.kernels.shape[2])
+        for part in _places(taps, ctx.layer):
+            part.copy_(grads[0])
+        taps = taps[:, top : top + height, left : left + width].flatten(1, 2)  # [B, h * w, kh * kw]
+        maps = torch.stack([one.mm(kernel.T) for one, kernel in zip(taps, ctx.kernels, strict=True)])
+        return maps.to(ctx.precision).view(batch, height, width, -1).permute(0, 3, 1, 2), None, None
 
 
-def _sum_of_taps(taps: Tensor, layer: FrozenConv2d) -> Tensor:
-    """[B, h, w, kh * kw] -> [B, h', w']."""
+def _places(taps: Tensor, layer: FrozenConv2d) -> Iterator[Tensor]:
+    """The places at which each tap is read.  [B, h, w, kh * kw] -> kh * kw views [B, h', w']."""
     rows, columns = (
         [slice(d * tap, d * tap + (length - d * (k - 1) - 1) // s * s + 1, s) for tap in range(k)]
         for length, k, s, d in zip(taps.shape[1:3], layer.kernel_size, layer.stride, layer.dilation, strict=True)
     )
-    parts = [
-        taps[:, row, column, i * len(columns) + j] for i, row in enumerate(rows) for j, column in enumerate(columns)
-    ]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    return total
+    for number, (row, column) in enumerate(itertools.product(rows, columns)):
+        yield taps[:, row, column, number]

@@ -36,7 +36,12 @@ class Program:
         for line in self.lines:
             if varying.intersection(line.reads):
                 varying.add(line.gives)
-        self._varying = varying
+        #: (operation, varying values that it reads, value that it gives, whether it adds to a gradient that is there).
+        self._way_back: list[tuple[Any, list[int], int, bool]] = []
+        for line in reversed(self.lines):
+            reads = [number for number in line.reads if number in varying]
+            onto = isinstance(line.operation, Convolve) and len(reads) == 1
+            self._way_back.append((line.operation, reads, line.gives, onto))
         last = {number: place for place, line in enumerate(self.lines) for number in line.reads}
         #: The values that nobody reads after a line.
         self._spent: list[list[int]] = [[] for _ in self.lines]
@@ -78,12 +83,11 @@ class Program:
         for number, given in zip(self.results, gradients, strict=True):
             if given is not None:
                 _gather(found, number, Gradient(given, owned=False))
-        for line, own in zip(reversed(self.lines), reversed(kept), strict=True):
-            if line.gives not in found:
+        for (operation, reads, gives, onto), own in zip(self._way_back, reversed(kept), strict=True):
+            if gives not in found:
                 continue
-            gradient, operation = found.pop(line.gives), line.operation
-            reads = [number for number in line.reads if number in self._varying]
-            if isinstance(operation, Convolve) and len(reads) == 1 and reads[0] in found:
+            gradient = found.pop(gives)
+            if onto and reads[0] in found:
                 found[reads[0]] = operation.back_onto(way, gradient, own, found[reads[0]])
                 continue
             for number, part in zip(reads, operation.back(way, gradient, own), strict=True):
