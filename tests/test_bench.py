@@ -42,7 +42,9 @@ def test_the_table_is_finite_and_complete(tmp_path: Path, capsys: pytest.Capture
     assert bench.main(["--layers", TOY, "--allow", "tests.networks", *small]) == 0
     found = json.loads(raw.read_text())
     rows = found["layers"][TOY]
-    assert [row["kind"] for row in rows] == ["lucent"] * 2 + ["ours"] * (11 if computes_half(CPU) else 9) + ["bare"] * 2
+    assert [row["kind"] for row in rows] == ["lucent"] * 2 + ["ours"] * (12 if computes_half(CPU) else 10) + [
+        "bare"
+    ] * 2
     for row in rows:
         assert len(row["ms"]) == 2 and all(0 < ms < math.inf for ms in row["ms"])
         assert math.isfinite(row["peak"]) and row["lucent_a"] > 0 and row["lucent_b"] > 0

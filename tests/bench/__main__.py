@@ -4,7 +4,8 @@
     python -m tests.bench --layers resnet50:layer4.1.conv3 --rounds 3 --json raw.json
     python -m tests.bench --gpu                 the GPU tests, then the table and more on a GPU
 
-Random weights; 128 px; fp32 on a CPU.  Rows alternate in rounds, medians are shown, the warm-up is not timed.
+Random weights; 128 px.  Rows alternate in rounds, medians are shown, the warm-up is not timed.  On a CPU, Lucent and
+the rows without ``heap`` run in a process of their own, whose memory is as the system handles it.
 Time to a picture as good as Lucent's: ``python -m tests.bench.quality``.
 """
 
@@ -16,6 +17,7 @@ import json
 import os
 import platform
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ import torch
 from feature_atlas.errors import AtlasError
 from tests.bench import gpu, subjects, waterfall
 from tests.bench.rows import all_rows, opened
+from tests.bench.shipped import untouched
 
 
 def machine() -> dict[str, Any]:
@@ -63,14 +66,17 @@ def table(arguments: argparse.Namespace, device: torch.device) -> dict[str, list
     """The measured rows of every layer, under ``NETWORK:LAYER``."""
     models: dict[str, Any] = {}
     found = {}
-    for subject in arguments.layers:
-        name, _, layer = subject.rpartition(":")
-        model = models.setdefault(name, None) or subjects.load(name, arguments.allow)
-        models[name] = model
-        with opened(model, layer, device, arguments.size) as bench:
-            rows = all_rows(tuple(arguments.batches), device)
-            records = waterfall.measure(bench, rows, arguments.rounds, arguments.steps, say)
-        found[subject] = waterfall.compare(records)
+    rows = all_rows(tuple(arguments.batches), device)
+    with untouched() if device.type == "cpu" else nullcontext() as shipped:
+        for subject in arguments.layers:
+            name, _, layer = subject.rpartition(":")
+            model = models.setdefault(name, None) or subjects.load(name, arguments.allow)
+            models[name] = model
+            with opened(model, layer, device, arguments.size) as bench:
+                if shipped is not None:
+                    shipped.open(name, layer, arguments.size, arguments.allow)
+                records = waterfall.measure(bench, rows, arguments.rounds, arguments.steps, say, shipped)
+            found[subject] = waterfall.compare(records)
     return found
 
 

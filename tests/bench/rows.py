@@ -23,9 +23,22 @@ from feature_atlas_worker.network import WIDTH, Network, open_network
 from feature_atlas_worker.recorded import ascent_of
 from feature_atlas_worker.rewrite import ALL, Rewrites
 from tests.bench import subjects
+from tests.bench.memory import peak
 
-#: Runs steps and gives the seconds of one: CPU time, or on a GPU wall time.
-Timed = Callable[[int], float]
+
+class Timed:
+    """Runs steps and gives the seconds of one: CPU time, or on a GPU wall time."""
+
+    def __init__(self, run: Callable[[int], float], device: torch.device) -> None:
+        self._run, self._device = run, device
+
+    def __call__(self, steps: int) -> float:
+        """Seconds of one step."""
+        return self._run(steps)
+
+    def peak(self, steps: int) -> float | None:
+        """Bytes at the peak of some steps beyond what there was before; None where the system does not tell."""
+        return peak(lambda: self._run(steps), self._device)
 
 
 @dataclass(frozen=True)
@@ -41,6 +54,11 @@ class Row:
     #: What Lucent resizes its picture to; None is its default.
     size: int | None = None
 
+    @property
+    def untouched(self) -> bool:
+        """Whether it needs a process in which nothing was changed."""
+        return self.kind != "ours" or not self.rewrites.heap
+
 
 OFF = Rewrites(
     cut=False,
@@ -48,6 +66,7 @@ OFF = Rewrites(
     half=False,
     channels_last=False,
     fold=False,
+    heap=False,
     quicken=False,
     program=False,
     graph=False,
@@ -75,6 +94,8 @@ def all_rows(batches: tuple[int, ...], device: torch.device) -> list[Row]:
         separate = own.pop("separate", last.separate)
         rows.append(replace(last, name=name, separate=separate, rewrites=replace(last.rewrites, **own)))
     if device.type == "cpu":
+        last = rows[-1]
+        rows.append(replace(last, name="+ freed memory kept (`heap`)", rewrites=replace(last.rewrites, heap=True)))
         rows.append(Row("+ faster convolutions (`quicken`)", "ours", 1, replace(ALL, program=False, half=False)))
         last = Row("+ a program without autograd (`program`)", "ours", 1, replace(ALL, half=False))
         # What is exact ends here; more than this a CPU does not take side by side.
@@ -120,11 +141,11 @@ class Bench:
     def prepared(self, row: Row) -> Timed:
         """What times the row; whatever is made once per layer is made now."""
         if row.kind == "lucent":
-            return lambda steps: self._lucent(row, steps)
+            return Timed(lambda steps: self._lucent(row, steps), self.device)
         if row.kind == "bare":
-            return lambda steps: self._bare_steps(row, steps)
+            return Timed(lambda steps: self._bare_steps(row, steps), self.device)
         network = self.network(row.rewrites)
-        return lambda steps: self._ours(network, row, steps)
+        return Timed(lambda steps: self._ours(network, row, steps), self.device)
 
     def clock(self) -> float:
         """Seconds of this process's CPU, or of the wall once the GPU is done."""

@@ -7,21 +7,24 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from tests.bench.memory import peak
 from tests.bench.rows import Bench, Row
+from tests.bench.shipped import Shipped
 
 Report = Callable[[str], None]
 
 
-def measure(bench: Bench, rows: Sequence[Row], rounds: int, steps: int, say: Report) -> list[dict[str, Any]]:
+def measure(
+    bench: Bench, rows: Sequence[Row], rounds: int, steps: int, say: Report, shipped: Shipped | None = None
+) -> list[dict[str, Any]]:
     """One record per row: milliseconds per step and channel in every round, peak bytes per image."""
-    timed = [bench.prepared(row) for row in rows]
+    # Lucent as shipped, and whatever changes nothing of its process, has one of its own.
+    timed = [(shipped if shipped and row.untouched else bench).prepared(row) for row in rows]
     # What runs several images side by side runs fewer steps: a round is over in seconds.
     counts = [max(2, math.ceil(steps / row.batch)) for row in rows]
     peaks = []
     for row, run in zip(rows, timed, strict=True):  # the warm-up, which is not timed
         run(1)
-        bytes_more = peak(lambda run=run: run(2), bench.device)
+        bytes_more = run.peak(2)
         peaks.append(bytes_more / row.batch if bytes_more is not None else None)
     found: list[list[float]] = [[] for _ in rows]
     for number in range(rounds):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -222,6 +225,33 @@ def test_a_way_back_can_be_gone_twice() -> None:
             torch.autograd.grad(activations.sum(), picture, retain_graph=True)[0] for _ in range(2)
         )  # fmt: skip
         assert torch.equal(one, again)
+
+
+@pytest.mark.parametrize("own", [None, torch.tensor([3, 70])])
+def test_a_step_leaves_nothing_behind_for_the_collector(own: Tensor | None) -> None:
+    with opened(torchvision_network("googlenet", init_weights=False), "inception4a.branch1") as network:
+        climbed(network, pictures(), **({"own": own} if own is not None else {}))
+        gc.collect()
+        gc.disable()
+        try:
+            picture = pictures().requires_grad_()
+            activations = network(picture, climbing=True, own=own)
+            kept = [weakref.ref(tensor) for tensor in _reached(activations.grad_fn)]
+            assert kept
+            torch.autograd.grad(activations.sum(), picture)
+            del activations
+            assert not [tensor for tensor in (ref() for ref in kept) if tensor is not None]
+        finally:
+            gc.enable()
+
+
+def _reached(node: Any) -> Iterator[Tensor]:
+    """What the nodes of a program keep."""
+    if node is not None:
+        for own in getattr(node, "kept", []):
+            yield from (part for part in (own if isinstance(own, tuple) else (own,)) if isinstance(part, Tensor))
+        for before, _ in node.next_functions:
+            yield from _reached(before)
 
 
 class Odd(nn.Module):

@@ -162,7 +162,7 @@ def open_network(
     Raises:
         RequestError: no such layer, it has no channels, or a picture of this size is too small for it.
     """
-    if device.type == "cpu":
+    if rewrites.heap and device.type == "cpu":
         keep_freed_memory()
     trial = _trial(model)
     copy = private_copy(model.module, device, rewrites, trial)

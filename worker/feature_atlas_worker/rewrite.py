@@ -54,6 +54,8 @@ class Rewrites:
     channels_last: bool = True
     #: Batch norms inside the convolutions before them.
     fold: bool = True
+    #: On a CPU, for the rest of the process: what a step frees is kept for the next one.
+    heap: bool = True
     #: On a CPU, convolutions that go back faster and give an image the same bits in a batch of any size.
     quicken: bool = True
     #: On a CPU, the layer as a program: without autograd between operations, and without what a step does not look at.

@@ -177,8 +177,9 @@ def _along(image: Tensor, half: Tensor, axis: int) -> Tensor:
 
 def _inside(half: Tensor, length: int) -> Tensor:
     """What the weights that do not fall over the border add up to, at each place.  [B, reach + 1] -> [B, length]."""
-    one = torch.ones(len(half), 1, length, 1, dtype=half.dtype)
-    return _along(one, half, 2)[:, 0, :, 0]
+    reach = torch.cat((torch.zeros_like(half[:, :1]), half[:, 1:].cumsum(1)), 1)  # one way, so far
+    place = torch.arange(length).clamp(max=half.shape[1] - 1)
+    return half[:, :1] + reach[:, place] + reach[:, place.flip(0)]
 
 
 def _lie(share: Tensor, axis: int) -> Tensor:

@@ -108,7 +108,8 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         results, ctx.kept = program.ahead(picture, way)
         ctx.program, ctx.way = program, way
-        return results
+        # Other objects than those kept: what leads to this node must not be held by it, or only gc would free it.
+        return tuple(result.detach() for result in results)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
