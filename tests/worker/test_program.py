@@ -335,6 +335,35 @@ def test_an_odd_network_answers_as_it_is(odd: Callable[[Tensor, Tensor], Tensor]
             close(ours, theirs)
 
 
+class Unlike(nn.Module):
+    """Under autocast, an exponential is fp32 and a convolution bf16; they meet in sums and concatenations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.conv, self.other = (nn.Conv2d(n, 8, 3, padding=1) for n in (3, 8, 8))
+        self.last = nn.Conv2d(24, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        wide = torch.logit(x.sigmoid() * 0.5).float() + x
+        joined = F.relu(self.conv(x) + wide)
+        return self.last(torch.cat((self.other(x), wide, joined + self.conv(joined)), 1))  # type: ignore[no-any-return]
+
+
+def test_fp32_and_bf16_meet_as_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feature_atlas_worker.network.computes_half", lambda device: True)
+    module = seeded(Unlike())
+    with opened(module, "last", ALL) as network, opened(module, "last", Rewrites(program=False)) as plain:
+        for ours, theirs in zip(climbed(network, pictures()), climbed(plain, pictures()), strict=True):
+            close(ours, theirs, 0.05)
+        own = torch.tensor([3, 0])
+        for ours, theirs in zip(
+            climbed(network, pictures(), own=own), climbed(plain, pictures(), own=own), strict=True
+        ):
+            close(ours, theirs, 0.05)
+        assert programmed(network)
+
+
 def test_a_network_with_hooks_runs_with_them() -> None:
     module = seeded(torchvision.models.resnet18())
     module.get_submodule("layer1.0").register_forward_hook(lambda _module, _args, out: 2 * out)

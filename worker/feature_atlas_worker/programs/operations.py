@@ -42,6 +42,10 @@ class Gradient(NamedTuple):
     #: Whether it may be written over: nobody else reads it.
     owned: bool = True
 
+    def to(self, precision: torch.dtype) -> Gradient:
+        """The same in a precision."""
+        return self if self.of.dtype == precision else Gradient(self.of.to(precision))
+
     def plus(self, other: Gradient) -> Gradient:
         """The sum of two of one value."""
         if self.owned:
@@ -69,34 +73,37 @@ class Convolve(Operation):
         self.layer, self.added, self.rectified = layer, added, False
 
     def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
-        x, *added = values
-        precision = x.dtype
+        x, *others = values
+        precision, added = x.dtype, others[0] if others else None
         if way.half is not None and precision != way.half:
             x = x.to(way.half)
-        if added and added[0].dtype != x.dtype:
+        if added is None or added.dtype == x.dtype:
+            out = self.layer.ahead(x, added, self.rectified)
+        else:  # autocast left the other in fp32
+            out = self.layer.ahead(x) + added
+            out = out.relu_() if self.rectified else out
+        if added is not None and out.shape != added.shape:
             raise Unsuitable("a sum of unlike maps")
-        out = self.layer.ahead(x, added[0] if added else None, self.rectified)
-        if added and out.shape != added[0].shape:
-            raise Unsuitable("a sum of unlike maps")
-        return out, (x.shape[-2:], precision, out if self.rectified else None)
+        others_own = added.dtype if added is not None else None
+        return out, (x.shape[-2:], precision, x.dtype, others_own, out if self.rectified else None)
 
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
         gradient = self._before(way, gradient, kept)
-        size, precision, _ = kept
-        found = self.layer.back(gradient.of, size)
-        own = Gradient(found if found.dtype == precision else found.to(precision))
-        return (own, gradient) if self.added else (own,)
+        size, precision, half, others_own, _ = kept
+        found = Gradient(self.layer.back(gradient.to(half).of, size)).to(precision)
+        return (found,) if others_own is None else (found, gradient.to(others_own))
 
     def back_onto(self, way: Way, gradient: Gradient, kept: Any, onto: Gradient) -> Gradient:
         """The gradient of the only input, and ``onto``."""
         gradient = self._before(way, gradient, kept)
-        size, precision, _ = kept
-        if onto.of.dtype != gradient.of.dtype:
-            return Gradient(self.layer.back(gradient.of, size).to(precision)).plus(onto)
-        return Gradient(self.layer.back(gradient.of, size, onto.of))
+        size, precision, half, _, _ = kept
+        if onto.of.dtype != half:
+            return Gradient(self.layer.back(gradient.to(half).of, size)).to(precision).plus(onto)
+        return Gradient(self.layer.back(gradient.to(half).of, size, onto.of))
 
     def _before(self, way: Way, gradient: Gradient, kept: Any) -> Gradient:
-        return gradient if kept[2] is None else unrectified(way, gradient, kept[2])
+        out = kept[-1]
+        return gradient if out is None else unrectified(way, gradient, out)
 
 
 class Rectify(Operation):
@@ -136,27 +143,30 @@ class Add(Operation):
 
     def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
         one, other = values
-        if one.shape != other.shape or one.dtype != other.dtype:
+        if one.shape != other.shape:
             raise Unsuitable("a sum of unlike maps")
-        return one + other, None
+        return one + other, (one.dtype, other.dtype)
 
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
         shared = Gradient(gradient.of, owned=False)
-        return shared, shared
+        return [shared.to(precision) for precision in kept]
 
 
 class Concatenate(Operation):
     """Maps one behind the other along their channels."""
 
     def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
-        if len({value.dtype for value in values}) > 1 or any(value.ndim != 4 for value in values):
-            raise Unsuitable("a concatenation of unlike maps")
-        return torch.cat(values, 1), [value.shape[1] for value in values]
+        if any(value.ndim != 4 for value in values):
+            raise Unsuitable("a concatenation of no maps")
+        return torch.cat(values, 1), [(value.shape[1], value.dtype) for value in values]
 
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
-        parts = gradient.of.split(kept, 1)
+        parts = gradient.of.split([width for width, _ in kept], 1)
         # Not owned: a part may lie in the whole.
-        return [Gradient(part.contiguous(memory_format=torch.channels_last), owned=False) for part in parts]
+        return [
+            Gradient(part.contiguous(memory_format=torch.channels_last), owned=False).to(precision)
+            for part, (_, precision) in zip(parts, kept, strict=True)
+        ]
 
 
 class MaxPool(Operation):
