@@ -192,8 +192,7 @@ class Ascent:
     def _objective_gradient(self, now: Now, coarse: bool, picture: Tensor, allow: Tensor | None, row: Tensor) -> Tensor:
         """d loss / d picture without the smoothness penalty; at unit RMS where penalties are relative."""
         recipe = self.recipe
-        # A whole layer is looked at, and a layer is what makes pictures diverse.
-        own = self.channels if recipe.objective != "layer" and not recipe.diversity else None
+        own = self.channels if objectives.looks_at_one_channel(recipe) else None
         activations = self.network(self._view(now, coarse, picture), allow, climbing=True, own=own)
         chosen = objectives.values(activations, self.channels if own is None else torch.zeros_like(own), recipe)
         loss = -objectives.score(chosen, recipe)

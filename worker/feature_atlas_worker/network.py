@@ -19,7 +19,7 @@ from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import RedirectedReLU
 from feature_atlas_worker.heap import keep_freed_memory
 from feature_atlas_worker.inspect import layer_layout, reason, refused
-from feature_atlas_worker.objectives import canonical
+from feature_atlas_worker.objectives import canonical, looks_at_one_channel
 from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.layer import CompiledLayer, compiled_layer
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
@@ -72,6 +72,7 @@ class Network:
         self._mean = torch.tensor(model.mean, device=device).view(1, -1, 1, 1)
         self._std = torch.tensor(model.std, device=device).view(1, -1, 1, 1)
         self._resample = recipe.network_size
+        self._alone = looks_at_one_channel(recipe)
         self.channels = 0
         #: (height, width) of the layer's map, for a picture of the recipe's size.
         self.map = (0, 0)
@@ -116,17 +117,16 @@ class Network:
 
     @torch.enable_grad()
     def _trial(self, picture: Tensor) -> tuple[Tensor, ...]:
-        """What is measured; what is climbed and its gradient, of the whole layer and of a channel."""
+        """(activations as they are measured and as the recipe climbs them, gradient of the squares' sum of these)."""
         with torch.no_grad():
             measured = self._together(picture, None, None, climbing=False)
-        found = [measured]
-        for own in (None, torch.zeros(len(picture), dtype=torch.long)):
-            picture = picture.detach().clone().requires_grad_()
-            activations = self._together(picture, None, own, climbing=True)
-            found.append(activations.detach())
-            if activations.requires_grad:
-                found += torch.autograd.grad((activations**2).sum(), picture)
-        return tuple(found)
+        picture = picture.detach().clone().requires_grad_()
+        own = torch.zeros(len(picture), dtype=torch.long) if self._alone else None
+        activations = self._together(picture, None, own, climbing=True)
+        if not activations.requires_grad:
+            return measured, activations
+        (gradient,) = torch.autograd.grad((activations**2).sum(), picture)
+        return measured, activations.detach(), gradient
 
     def _together(self, picture: Tensor, allow: Tensor | None, own: Tensor | None, climbing: bool) -> Tensor:
         redirect = RedirectedReLU(allow) if allow is not None else nullcontext()

@@ -55,6 +55,11 @@ def place(height: int, width: int, recipe: Recipe) -> tuple[int, int]:
     return row, column
 
 
+def looks_at_one_channel(recipe: Recipe) -> bool:
+    """Whether a step takes no other channel of the layer: a whole layer does, and what keeps pictures apart."""
+    return recipe.objective != "layer" and not recipe.diversity
+
+
 def values(activations: Tensor, channels: Tensor, recipe: Recipe) -> Tensor:
     """The activations that the objective looks at.  [B, C, h, w], [B] -> [B, n].
 
