@@ -54,7 +54,9 @@ def ascend(
     module: nn.Module, layer: str, recipe: Recipe, channels: Sequence[int] = (0,), seeds: Sequence[int] | None = None
 ) -> Trace:
     model = VisionModel(module.eval(), networks.MEAN, networks.STD, recipe.size)
-    with open_network(model, layer, recipe, CPU, Rewrites(half=False)) as network:
+    # A program runs no module: what a recorder would do beside answering, it does not do.
+    program = not any(isinstance(part, Recorder) for part in module.modules())
+    with open_network(model, layer, recipe, CPU, Rewrites(half=False, program=program)) as network:
         SEEN.clear()
         return Ascent(network, recipe, channels, seeds or [*range(len(channels))]).run()
 

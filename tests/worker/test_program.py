@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,13 @@ import torchvision
 from torch import Tensor, nn
 
 from feature_atlas.spec import Recipe
-from feature_atlas_worker.convolutions import FrozenConv2d
+from feature_atlas_worker.convolutions import FrozenConv2d, quicken
 from feature_atlas_worker.gradients import RedirectedReLU
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import Network, open_network
+from feature_atlas_worker.programs.capture import _capture, capture
 from feature_atlas_worker.programs.operations import Convolve, Other
+from feature_atlas_worker.programs.own import convolved
 from feature_atlas_worker.rewrite import ALL, Rewrites
 
 CPU = torch.device("cpu")
@@ -162,7 +165,7 @@ def test_every_kind_of_convolution_gives_its_rows() -> None:
                 ours, theirs = (climbed(each, pictures(2, 21), own=own) for each in (network, reference))
                 close(ours[0], theirs[0])
                 close(ours[1], theirs[1])
-            assert programmed(network) or layer == "stem", "nothing of a first layer is left to a program"
+            assert programmed(network)
 
 
 def test_what_leads_to_other_channels_only_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +215,30 @@ def test_blocked_gradients_are_redirected_as_in_the_network() -> None:
             _, theirs = climbed(plain, pictures(), allow=flags)
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
             assert (ours.flatten(1).abs().amax(1) > 0).tolist() == allow
-            _, alone = climbed(network, pictures(), allow=flags, own=torch.tensor([3, 5]))
-            assert (alone.flatten(1).abs().amax(1) > 0).tolist() == allow
+            own = torch.tensor([3, 5])
+            for ours, theirs in zip(
+                climbed(network, pictures(), allow=flags, own=own), climbed(plain, pictures(), allow=flags, own=own),
+                strict=True,
+            ):  # fmt: skip
+                torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6 * float(theirs.abs().max()))
+            assert (ours.flatten(1).abs().amax(1) > 0).tolist() == allow
+        assert programmed(network)
+
+
+def test_a_dead_channel_of_a_live_map_is_redirected_as_in_the_network() -> None:
+    """The network's ReLU is blocked only where nothing at all comes back through it."""
+    module = seeded(torchvision.models.resnet18())
+    with torch.no_grad():
+        for norm in ("layer1.0.bn2", "layer1.1.bn2"):
+            module.get_submodule(norm).bias[3] = -1e3  # type: ignore[index]
+    rewrites = Rewrites(half=False, program=False)
+    with opened(module, "layer1.1") as network, opened(module, "layer1.1", rewrites) as plain:
+        for own in (torch.tensor([3, 4]), torch.tensor([4, 3])):
+            how = {"own": own, "allow": torch.tensor([True, True])}
+            for ours, theirs in zip(
+                climbed(network, pictures(), **how), climbed(plain, pictures(), **how), strict=True
+            ):
+                close(ours, theirs)
         assert programmed(network)
 
 
@@ -362,6 +387,132 @@ def test_fp32_and_bf16_meet_as_under_autocast(monkeypatch: pytest.MonkeyPatch) -
         ):
             close(ours, theirs, 0.05)
         assert programmed(network)
+
+
+class Constants(nn.Module):
+    """Sums of maps and parameters, and branches that read the picture itself or nothing convolved."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.conv, self.again = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.first, self.pooled = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
+        self.shift = nn.Parameter(torch.full(shape, 0.5))
+        self.join = Join()
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = F.relu(self.conv(x) + self.shift)
+        one = self.join(F.relu(self.again(made)), self.first(x))
+        return self.join(one, self.pooled(F.avg_pool2d(x, 3, 1, 1)) + self.shift[:1].mean())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("shape", [(1,), (8, 1, 1), (1, 8, 1, 1)])
+@pytest.mark.parametrize("layer", ["join", "first"])
+def test_constants_and_pictures_among_the_parts(layer: str, shape: tuple[int, ...]) -> None:
+    module = seeded(Constants(shape))
+    with opened(module, layer) as network, opened(module, layer, Rewrites(half=False, program=False)) as plain:
+        for own in (torch.arange(4), torch.arange(network.channels - 4, network.channels), torch.tensor([0, 3, 2, 1])):
+            for ours, theirs in zip(
+                climbed(network, pictures(4), own=own), climbed(plain, pictures(4), own=own), strict=True
+            ):
+                close(ours, theirs)
+        assert programmed(network)
+
+
+def test_a_channel_alone_is_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feature_atlas_worker.network.computes_half", lambda device: True)
+    with opened(torchvision_network("resnet18"), "layer1.1.conv2", ALL) as network:
+        own = torch.tensor([3, 60])
+        alone, _ = climbed(network, pictures(), own=own)
+        assert alone.dtype == torch.float32
+        with torch.no_grad():
+            exact = network(pictures())[torch.arange(2), own][:, None]
+        whole, _ = climbed(network, pictures())
+        chosen = whole[torch.arange(2), own][:, None]
+        assert (alone - exact).norm() < 1.2 * (chosen - exact).norm(), "no further off than bf16 is"
+        assert programmed(network)
+
+
+@pytest.mark.parametrize("channels", [1, 17, 34, 90])
+def test_odd_numbers_of_channels_keep_their_bits(channels: int) -> None:
+    layer = nn.Conv2d(channels, 5, 3, padding=1).requires_grad_(False)
+    quicken(layer)
+    assert isinstance(layer, FrozenConv2d)
+    maps = torch.randn(8, channels, 13, 13, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    own = torch.arange(8) % 5
+    together = convolved(maps, layer, own)
+    (gradient,) = torch.autograd.grad((together**2).sum(), maps)
+    for n in range(8):
+        alone = convolved(maps[n : n + 1], layer, own[n : n + 1])
+        assert torch.equal(alone[0], together[n])
+        assert torch.equal(torch.autograd.grad((alone**2).sum(), maps)[0][n], gradient[n])
+
+
+def test_what_a_neighbour_wants_changes_no_bit() -> None:
+    """A part that reads a sum before it is summed must not take a convolution's sum apart for its neighbours."""
+
+    class Taken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.a, self.b, self.n = (nn.Conv2d(i, 8, 3, padding=1) for i in (3, 8, 8, 8))
+            self.stem, self.join = nn.Conv2d(3, 3, 1), Join()
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            made = self.conv(x)
+            return self.join(self.a(self.n(F.relu(made + made.flip(2)))), self.b(made))  # type: ignore[no-any-return]
+
+    with opened(seeded(Taken()), "join", ALL) as network:
+        climbed(network, pictures())
+        with_own, gradient = climbed(network, pictures(), own=torch.tensor([0, 1]))
+        for neighbour in (1, 9, 15):
+            activations, beside = climbed(network, pictures(), own=torch.tensor([0, neighbour]))
+            assert torch.equal(activations[0], with_own[0]) and torch.equal(beside[0], gradient[0])
+        assert programmed(network)
+
+
+def test_a_captured_network_is_freed() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, 2 * x
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.pair = nn.Conv2d(3, 4, 1), Pair()
+
+        def forward(self, x: Tensor) -> Tensor:
+            one, _ = self.pair(self.conv(x))
+            return one  # type: ignore[no-any-return]
+
+    module = seeded(Holder())
+    assert capture(module) is not None
+    kept = weakref.ref(module)
+    del module
+    gc.collect()
+    assert kept() is None
+
+
+def test_another_thread_goes_on_while_a_network_is_captured() -> None:
+    module, picture = torchvision_network("resnet18"), pictures(1, 32)
+    expected, failed, stop = module(picture), [], threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            try:
+                assert torch.equal(module(picture), expected)
+            except BaseException as error:
+                failed.append(error)
+                return
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        graphs = {len(_capture(module).graph.nodes) for _ in range(5)}  # type: ignore[union-attr]
+    finally:
+        stop.set()
+        thread.join()
+    assert not failed
+    assert len(graphs) == 1
 
 
 def test_a_network_with_hooks_runs_with_them() -> None:

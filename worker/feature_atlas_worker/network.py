@@ -28,7 +28,7 @@ from feature_atlas_worker.transforms import padded
 log = logging.getLogger(__name__)
 
 #: Images that a CPU runs side by side at most: more are no faster, and less fits into its cache.
-WIDTH = 8
+WIDTH = 16
 _EVERY = 1 << 30
 
 
@@ -106,7 +106,9 @@ class Network:
         if self._side_by_side != "proved":
             return WIDTH if self._side_by_side == "always" else 1
         noise = torch.rand(WIDTH, *picture.shape[1:], generator=torch.Generator().manual_seed(0))
-        beside, alone = self._trial(noise), [self._trial(image) for image in (noise[:1], noise[-1:])]
+        places = torch.linspace(0, 1, WIDTH)  # channels from the first to the last
+        beside = self._trial(noise, places)
+        alone = [self._trial(noise[part], places[part]) for part in (slice(1), slice(WIDTH - 1, WIDTH))]
         same = all(
             torch.equal(torch.cat((many[:1], many[-1:])), torch.cat((first, last)))
             for many, first, last in zip(beside, *alone, strict=True)
@@ -116,12 +118,15 @@ class Network:
         return WIDTH if same else 1
 
     @torch.enable_grad()
-    def _trial(self, picture: Tensor) -> tuple[Tensor, ...]:
-        """(activations as they are measured and as the recipe climbs them, gradient of the squares' sum of these)."""
+    def _trial(self, picture: Tensor, places: Tensor) -> tuple[Tensor, ...]:
+        """(activations as they are measured and as the recipe climbs them, gradient of the squares' sum of these).
+
+        ``places`` [B] in [0, 1]: where among the channels each picture's own is.
+        """
         with torch.no_grad():
             measured = self._together(picture, None, None, climbing=False)
         picture = picture.detach().clone().requires_grad_()
-        own = torch.zeros(len(picture), dtype=torch.long) if self._alone else None
+        own = (places * (measured.shape[1] - 1)).long() if self._alone else None
         activations = self._together(picture, None, own, climbing=True)
         if not activations.requires_grad:
             return measured, activations
@@ -135,7 +140,7 @@ class Network:
         normalised = ((picture - self._mean) / self._std).contiguous(memory_format=self._format)
         program = self._compiled(normalised) if climbing else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half), redirect:
-            if program is not None and own is not None and self.layout == "NCHW":
+            if program is not None and own is not None and program.has_own:
                 return program.own(normalised, own, allow)[:, None]
             activations = program(normalised, allow) if program is not None else self._run(normalised)
         activations = canonical(activations, self.layout)

@@ -28,15 +28,16 @@ class Captured:
     """A network's graph.  It names modules and holds none, so that a kept one keeps no network alive."""
 
     graph: fx.Graph
-    #: What each submodule gives, call by call.
-    passed: dict[str, list[Any]]
+    #: What each submodule gives, call by call; None where that is no tensor.
+    passed: dict[str, list[fx.Node | None]]
 
 
 class _Tracer(fx.Tracer):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.own = {id(child) for child in module.modules()}
-        self.passed: dict[str, list[Any]] = {}
+        self.passed: dict[str, list[fx.Node | None]] = {}
+        self._thread = threading.get_ident()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (FrozenConv2d, FoldedNorm)) or super().is_leaf_module(m, module_qualified_name)
@@ -44,11 +45,17 @@ class _Tracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        if id(m) not in self.own:  # another thread's network: a trace replaces every module's call for a while
+        # A trace replaces every module's call for a while: another thread's, another network's.
+        if threading.get_ident() != self._thread or id(m) not in self.own:
             return forward(*args, **kwargs)
         out = super().call_module(m, forward, args, kwargs)
-        self.passed.setdefault(self.path_of_module(m), []).append(out.node if isinstance(out, fx.Proxy) else out)
+        self.passed.setdefault(self.path_of_module(m), []).append(out.node if isinstance(out, fx.Proxy) else None)
         return out
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
 
 _lock = threading.Lock()

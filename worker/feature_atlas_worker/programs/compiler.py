@@ -2,136 +2,71 @@
 
 from __future__ import annotations
 
-import operator
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from feature_atlas_worker.convolutions import FrozenConv2d
-from feature_atlas_worker.fold import FoldedNorm
 from feature_atlas_worker.programs import operations
-from feature_atlas_worker.programs.capture import Captured
 from feature_atlas_worker.programs.operations import Unsuitable
 from feature_atlas_worker.programs.program import Line, Program
+from feature_atlas_worker.programs.reading import Reading, ancestors
 
-_RELU: set[Any] = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
-_ADD: set[Any] = {operator.add, operator.iadd, torch.add, "add", "add_"}
-_CAT: set[Any] = {torch.cat, torch.concat, torch.concatenate}
 #: Operations left to autograd for each of ours, at most: each costs a little more here than in one great graph.
 _OTHERS = 3
-#: What writes over its input and is no ReLU and no sum.
-_WRITES: set[Any] = {
-    operator.imul, operator.isub, operator.itruediv, operator.setitem, operator.ipow, operator.iand, operator.ior,
-}  # fmt: skip
-_PASSES = (FoldedNorm, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
 
-class Reading:
-    """A captured graph with the modules that it names."""
+@dataclass(frozen=True)
+class Compiled:
+    """The operations that give some nodes' values; programs for fewer of them run the same ones."""
 
-    def __init__(self, module: nn.Module, captured: Captured) -> None:
-        self.modules = dict(module.named_modules())
-        self.graph = captured.graph
-        self._module = module
+    lines: list[Line]
+    constants: dict[int, Any]
+    numbers: dict[fx.Node, int]
 
-    def module_of(self, node: fx.Node) -> nn.Module | None:
-        """The module that a node calls, or None."""
-        return self.modules[str(node.target)] if node.op == "call_module" else None
+    def program(self, nodes: Sequence[fx.Node]) -> Program:
+        """What gives the values of these nodes."""
+        return Program(self.lines, self.constants, [self.numbers[node] for node in nodes])
 
-    def constant(self, node: fx.Node) -> Any:
-        """The tensor that a node looks up."""
-        found: Any = self._module
-        for part in str(node.target).split("."):
-            found = getattr(found, part)
-        return found
-
-    def origin(self, node: fx.Node) -> fx.Node:
-        """The node behind those that give back what they are given."""
-        while isinstance(self.module_of(node), _PASSES) and len(node.all_input_nodes) == 1:
-            node = node.all_input_nodes[0]
-        return node
-
-    def relu(self, node: fx.Node) -> tuple[fx.Node, float | None] | None:
-        """(what it reads, its ceiling) of a ReLU or ReLU6."""
-        module, inputs = self.module_of(node), node.all_input_nodes
-        if len(inputs) != 1:
-            return None
-        if type(module) is nn.ReLU6 or node.target is F.relu6:
-            return inputs[0], 6.0
-        known = type(module) is nn.ReLU or (node.op in ("call_function", "call_method") and node.target in _RELU)
-        return (inputs[0], None) if known else None
-
-    def added(self, node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-        """What a sum of two maps reads."""
-        plain = node.op in ("call_function", "call_method") and node.target in _ADD and not node.kwargs
-        if plain and len(node.args) == 2 and all(isinstance(arg, fx.Node) for arg in node.args):
-            return node.args  # type: ignore[return-value]
-        return None
-
-    def joined(self, node: fx.Node) -> list[fx.Node] | None:
-        """What a concatenation along the channels reads."""
-        if node.op != "call_function" or node.target not in _CAT:
-            return None
-        parts, *rest = node.args if node.args else (node.kwargs.get("tensors"),)
-        axis = rest[0] if rest else node.kwargs.get("dim", 0)
-        if axis not in (1, -3) or not isinstance(parts, (list, tuple)):
-            return None
-        return [part for part in parts if isinstance(part, fx.Node)] if all(
-            isinstance(part, fx.Node) for part in parts
-        ) else None  # fmt: skip
-
-    def writes(self, node: fx.Node) -> bool:
-        """Whether a node writes over what it reads."""
-        module = self.module_of(node)
-        if module is not None:
-            return bool(getattr(module, "inplace", False)) and not isinstance(module, _PASSES)
-        named = node.op == "call_method" and str(node.target).endswith("_") and not str(node.target).endswith("__")
-        name = getattr(node.target, "__name__", "")
-        called = node.op == "call_function" and (node.target in _WRITES or node.target is operator.iadd or (
-            name.endswith("_") and not name.endswith("__")
-        ))  # fmt: skip
-        return named or called or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+    def check_worth(self) -> None:
+        """Raises Unsuitable where autograd would do as well."""
+        natives = sum(not isinstance(line.operation, operations.Other) for line in self.lines)
+        if not any(isinstance(line.operation, operations.Convolve) for line in self.lines):
+            raise Unsuitable("no convolution")
+        if len(self.lines) > (1 + _OTHERS) * natives:
+            raise Unsuitable("most of it is left to autograd")
 
 
-def compiled(reading: Reading, results: list[fx.Node]) -> Program:
-    """The program that gives these nodes' values.
+def compiled(reading: Reading, results: Sequence[fx.Node]) -> Compiled:
+    """The operations that give these nodes' values.
 
     Raises:
-        Unsuitable: there is none, or it would be no faster.
+        Unsuitable: they cannot be told apart from what they write over.
     """
-    return _Compiler(reading, results).program()
+    return _Compiler(reading, results).compiled()
 
 
 class _Compiler:
-    def __init__(self, reading: Reading, results: list[fx.Node]) -> None:
+    def __init__(self, reading: Reading, results: Sequence[fx.Node]) -> None:
         self._reading, self._results = reading, [reading.origin(node) for node in results]
         self._order = list(reading.graph.nodes)
-        self._needed = _ancestors(self._results)
-        self._readers: Counter[fx.Node] = Counter(self._results)
-        for node in self._needed:
-            if reading.origin(node) is node:
-                self._readers.update(reading.origin(read) for read in node.all_input_nodes)
+        self._needed = ancestors(self._results)
+        self._readers = reading.readers(self._needed)
+        self._readers.update(self._results)
         self._numbers: dict[fx.Node, int] = {}
         self._makers: dict[int, operations.Operation] = {}
         self._varying: set[int] = {0}
         self._constants: dict[int, Any] = {}
         self._lines: list[Line] = []
 
-    def program(self) -> Program:
+    def compiled(self) -> Compiled:
         self._check_writes()
         for node in self._order:
             if node in self._needed and self._reading.origin(node) is node:
                 self._add(node)
-        natives = sum(not isinstance(line.operation, operations.Other) for line in self._lines)
-        if not any(isinstance(line.operation, operations.Convolve) for line in self._lines):
-            raise Unsuitable("no convolution")
-        if len(self._lines) > (1 + _OTHERS) * natives:
-            raise Unsuitable("most of it is left to autograd")
-        return Program(self._lines, self._constants, [self._number(node) for node in self._results])
+        return Compiled(self._lines, self._constants, {node: self._number(node) for node in self._results})
 
     def _number(self, node: fx.Node) -> int:
         return self._numbers[self._reading.origin(node)]
@@ -244,14 +179,3 @@ def _caller(node: fx.Node, reads: list[fx.Node], module: nn.Module | None) -> Ca
         return target(*own, **named)  # type: ignore[operator]
 
     return call
-
-
-def _ancestors(nodes: list[fx.Node]) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, fx, nn
 
 from feature_atlas_worker.programs.capture import capture
-from feature_atlas_worker.programs.compiler import Reading, compiled
-from feature_atlas_worker.programs.operations import Unsuitable
+from feature_atlas_worker.programs.compiler import compiled
 from feature_atlas_worker.programs.own import own_channel
 from feature_atlas_worker.programs.program import Program
+from feature_atlas_worker.programs.reading import Reading
 
 log = logging.getLogger(__name__)
 
@@ -24,30 +24,37 @@ class CompiledLayer:
     """``picture [B, 3, h, w] -> activations``."""
 
     def __init__(self, reading: Reading, node: fx.Node) -> None:
-        self._reading = reading
-        self._whole = compiled(reading, [node])
-        self._shorter: dict[tuple[fx.Node, ...], Program] = {}
+        whole = compiled(reading, [node])
+        whole.check_worth()
+        self._whole = whole.program([reading.origin(node)])
         self._own = own_channel(reading, node)
-        if self._own is not None:
-            self._program(self._own.reads(range(self._own.width or 0)))
+        # One compilation for all channels: what a channel is made by must not depend on its neighbours in a batch.
+        self._compiled = compiled(reading, self._own.reads(range(self._own.width or 0))) if self._own else None
+        self._shorter: dict[tuple[fx.Node, ...], Program] = {}
 
     def __call__(self, picture: Tensor, allow: Tensor | None = None) -> Tensor:
         """The layer's activations."""
         return self._whole(picture, allow)[0]
 
     def own(self, picture: Tensor, channels: Tensor, allow: Tensor | None = None) -> Tensor:
-        """Each picture's own channel.  [B] -> [B, h, w], fp32."""
-        if self._own is None:
-            return self(picture, allow)[torch.arange(len(channels)), channels].float()
-        reads, program = self._program(self._own.reads(channels.tolist()))
-        values = program(picture, allow)
-        return self._own.answer(dict(zip(reads, values, strict=True)), channels)
-
-    def _program(self, nodes: Sequence[fx.Node]) -> tuple[tuple[fx.Node, ...], Program]:
-        reads = tuple(dict.fromkeys(nodes))
+        """Each picture's own channel, where there is ``has_own``.  [B] -> [B, h, w], fp32."""
+        assert self._own is not None and self._compiled is not None
+        reads = tuple(dict.fromkeys(self._own.reads(channels.tolist())))
         if reads not in self._shorter:
-            self._shorter[reads] = compiled(self._reading, list(reads))
-        return reads, self._shorter[reads]
+            self._shorter[reads] = self._compiled.program(reads)
+        values = self._shorter[reads](picture, allow)
+        with torch.autocast("cpu", enabled=False):
+            return self._own.answer(dict(zip(reads, values, strict=True)), channels)
+
+    @property
+    def has_own(self) -> bool:
+        """Whether a channel comes about without the others."""
+        return self._own is not None
+
+    def kinds(self) -> Tensor:
+        """The last channel, and one of every kind that comes about in a way of its own."""
+        assert self._own is not None and self._own.width is not None
+        return torch.tensor([self._own.width - 1, *self._own.kinds()])
 
 
 def compiled_layer(
@@ -59,44 +66,45 @@ def compiled_layer(
     """
     captured = capture(module)
     passed = captured.passed.get(layer, []) if captured is not None else []
-    if captured is None or len(passed) < calls or not isinstance(passed[calls - 1], fx.Node):
+    node = passed[calls - 1] if len(passed) >= calls else None
+    if captured is None or node is None:
         return None
     try:
-        found = CompiledLayer(Reading(module, captured), passed[calls - 1])
+        found = CompiledLayer(Reading(module, captured), node)
         if _same(run, found, probe):
             return found
         log.info("layer %s runs as it is: its program answers otherwise", layer)
     except torch.OutOfMemoryError:
         raise
-    except (Unsuitable, RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # of somebody's modules
         log.info("layer %s runs as it is: %s", layer, error)
     return None
 
 
 @torch.enable_grad()
 def _same(run: Callable[[Tensor], Tensor], other: CompiledLayer, probe: Tensor) -> bool:
-    """Whether both give the same activations and the same gradient, and single channels are the whole's."""
-    answers = []
-    for each in (run, other):
-        picture = probe.clone().requires_grad_()
-        activations = each(picture)
-        (gradient,) = torch.autograd.grad((activations.float() ** 2).sum(), picture)
-        answers.append((activations.detach(), gradient))
-    (whole, _), (theirs, _) = answers
-    return all(map(_alike, *answers)) and theirs.shape == whole.shape and _own_alike(other, probe, whole)
-
-
-def _own_alike(layer: CompiledLayer, probe: Tensor, whole: Tensor) -> bool:
-    for channel in {0, whole.shape[1] - 1}:
-        with torch.no_grad():
-            (found,) = layer.own(probe, torch.tensor([channel]))
-        if not (found - whole[0, channel]).norm() <= ROUNDING * whole.norm():
+    """Whether both give the same activations and the same gradient, all channels at once and channels alone."""
+    picture = probe.clone().requires_grad_()
+    theirs = run(picture)
+    if not _alike(_answer(theirs, picture), _answer(other(picture), picture)):
+        return False
+    for few in other.kinds().split(2) if other.has_own else ():  # two pictures that look at channels of two kinds
+        picture = probe.expand(len(few), -1, -1, -1).clone(memory_format=torch.preserve_format).requires_grad_()
+        theirs = run(picture)[torch.arange(len(few)), few]
+        if not _alike(_answer(theirs, picture), _answer(other.own(picture, few), picture)):
             return False
     return True
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
+def _answer(activations: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+    """(activations, gradient of the squares' sum of them)."""
+    (gradient,) = torch.autograd.grad((activations.float() ** 2).sum(), picture)
+    return activations.detach(), gradient
+
+
+def _alike(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
     """Whether two answers differ by rounding only; a lone sign that rounding turned does not count."""
-    one, other = one.double(), other.double()
-    size = one.norm()
-    return bool(size.isfinite()) and bool((one - other).norm() <= ROUNDING * size)
+    for a, b in zip(one, other, strict=True):
+        if a.shape != b.shape or not (a.double() - b.double()).norm() <= ROUNDING * a.double().norm():
+            return False
+    return all(bool(a.isfinite().all()) for a in one)

@@ -1,6 +1,6 @@
 """What a network's program is made of: each operation goes ahead, and back without autograd.
 
-``ahead(way, *values)`` gives a value and what the way back needs; ``back(way, gradient, kept, before)`` gives the
+``ahead(way, *values)`` gives a value and what the way back needs; ``back(way, gradient, kept)`` gives the
 gradients of the operation's varying inputs.
 """
 

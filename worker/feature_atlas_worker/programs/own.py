@@ -7,6 +7,7 @@ left out; what is left is summed in fp32.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from feature_atlas_worker.convolutions import FrozenConv2d
-from feature_atlas_worker.programs.compiler import Reading
+from feature_atlas_worker.programs.reading import Reading, ancestors
 
 Values = Mapping[fx.Node, Tensor]
 
@@ -30,8 +31,12 @@ class Own:
         """The nodes whose values these channels take."""
         raise NotImplementedError
 
+    def kinds(self) -> list[int]:
+        """A channel of every kind."""
+        return [0]
+
     def answer(self, values: Values, channels: Tensor) -> Tensor:
-        """[B] -> [B, h, w], fp32."""
+        """[B] -> [B, h, w], fp32; to be called without autocast."""
         raise NotImplementedError
 
 
@@ -93,6 +98,10 @@ class _Joined(Own):
             first += width
         return found
 
+    def kinds(self) -> list[int]:
+        firsts = itertools.accumulate(self._widths, initial=0)
+        return [first + kind for part, first in zip(self._parts, firsts, strict=False) for kind in part.kinds()]
+
     def reads(self, channels: Sequence[int]) -> list[fx.Node]:
         return [
             node
@@ -113,24 +122,38 @@ class _Joined(Own):
 
 def own_channel(reading: Reading, node: fx.Node) -> Own | None:
     """How one channel of a node's value comes about; None where all must be made for it."""
+    needed = ancestors([node])
+    return _own(reading, node, reading.readers(needed))
+
+
+def _own(reading: Reading, node: fx.Node, readers: Counter[fx.Node]) -> Own | None:
     node = reading.origin(node)
     module = reading.module_of(node)
+    # What others read is made whole anyway; and a ReLU redirects by the sum of what comes back from all of them.
+    if readers[node] > 1:
+        return None
     if isinstance(module, FrozenConv2d):
         return _Convolved(reading.origin(node.all_input_nodes[0]), module)
     rectifier, added, joined = reading.relu(node), reading.added(node), reading.joined(node)
     if rectifier is not None:
-        inner = own_channel(reading, rectifier[0])
+        inner = _own(reading, rectifier[0], readers)
         return _Rectified(inner, rectifier[1]) if inner is not None else None
     if added is not None:
-        parts = [own_channel(reading, part) for part in added]
-        if any(part is not None and part.width for part in parts):  # a sum with something unlike is no sum of maps
-            nodes = [reading.origin(part) for part in added]
-            return _Added([part or _Picked(at) for part, at in zip(parts, nodes, strict=True)])
+        return _sum(reading, [reading.origin(part) for part in added], readers)
     if joined is not None:
-        found = [part for part in (own_channel(reading, part) for part in joined) if part is not None and part.width]
+        found = [part for part in (_own(reading, part, readers) for part in joined) if part is not None and part.width]
         if len(found) == len(joined):
             return _Joined(found, [part.width or 0 for part in found])
     return None
+
+
+def _sum(reading: Reading, nodes: Sequence[fx.Node], readers: Counter[fx.Node]) -> Own | None:
+    """Two maps, at least one of them convolved; a constant is none."""
+    parts = [_own(reading, node, readers) for node in nodes]
+    maps = all(any(before.op == "placeholder" for before in ancestors([node])) for node in nodes)
+    if not maps or not any(part is not None for part in parts):
+        return None
+    return _Added([part or _Picked(node) for part, node in zip(parts, nodes, strict=True)])
 
 
 def convolved(x: Tensor, layer: FrozenConv2d, channels: Tensor) -> Tensor:
@@ -142,15 +165,17 @@ def convolved(x: Tensor, layer: FrozenConv2d, channels: Tensor) -> Tensor:
 class _Row(torch.autograd.Function):
     """What every place says to every tap of the kernel, a matrix product; then each tap's answers, where they belong.
 
-    Picture by picture: a batched product gives other last digits in another batch.
+    Picture by picture, in memory of its own: a batched product gives other last digits in another batch, and one of
+    numbers that lie elsewhere may, too.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, kernels: Tensor, layer: FrozenConv2d) -> Tensor:
         """[B, C, h, w], [B, C, kh, kw] -> [B, h', w']."""
-        ctx.kernels, ctx.layer, ctx.shape, ctx.precision = kernels.flatten(2), layer, x.shape, x.dtype
+        ctx.layer, ctx.shape, ctx.precision = layer, x.shape, x.dtype
+        ctx.kernels = [kernel.flatten(1).clone() for kernel in kernels]  # [C, kh * kw] each
         maps = x.permute(0, 2, 3, 1).float().flatten(1, 2)  # [B, h * w, C]
-        taps = torch.stack([one.mm(kernel) for one, kernel in zip(maps, ctx.kernels, strict=True)])
+        taps = torch.stack([one.clone().mm(kernel) for one, kernel in zip(maps, ctx.kernels, strict=True)])
         taps = taps.view(len(x), *x.shape[2:], -1)  # [B, h, w, kh * kw]
         top, left = (int(p) for p in layer.padding)
         if top or left:
@@ -166,11 +191,11 @@ class _Row(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         batch, _, height, width = ctx.shape
         top, left = (int(p) for p in ctx.layer.padding)
-        taps = torch.zeros(batch, height + 2 * top, width + 2 * left, ctx.kernels.shape[2])
+        taps = torch.zeros(batch, height + 2 * top, width + 2 * left, ctx.kernels[0].shape[1])
         for part in _places(taps, ctx.layer):
             part.copy_(grads[0])
         taps = taps[:, top : top + height, left : left + width].flatten(1, 2)  # [B, h * w, kh * kw]
-        maps = torch.stack([one.mm(kernel.T) for one, kernel in zip(taps, ctx.kernels, strict=True)])
+        maps = torch.stack([one.clone().mm(kernel.T) for one, kernel in zip(taps, ctx.kernels, strict=True)])
         return maps.to(ctx.precision).view(batch, height, width, -1).permute(0, 3, 1, 2), None, None
 
 
