@@ -55,13 +55,18 @@ def _numbers(recipe: Recipe) -> list[tuple[float, float, float]]:
     ]
 
 
-def unit_rms(gradient: Tensor) -> Tensor:
+def peaks(gradient: Tensor) -> Tensor:
+    """Each image's greatest magnitude.  [B, 3, h, w] -> [B, 1, 1, 1]"""
+    return gradient.abs().amax((1, 2, 3), keepdim=True)
+
+
+def unit_rms(gradient: Tensor, peak: Tensor | None = None) -> Tensor:
     """Each image's gradient at unit root mean square; an all-zero one stays zero.  [B, 3, h, w].
 
-    Divides by the greatest magnitude first, so that neither 1e-30 nor 1e30 is lost in the square, and a factor of
-    two in the network's weights changes no bit.
+    Divides by the greatest magnitude first (``peak``, where it is known), so that neither 1e-30 nor 1e30 is lost in
+    the square, and a factor of two in the network's weights changes no bit.
     """
-    peak = gradient.abs().amax((1, 2, 3), keepdim=True)
+    peak = peaks(gradient) if peak is None else peak
     gradient = gradient / torch.where(peak > 0, peak, torch.ones_like(peak))
     # Axis by axis: one sum over all would take another order in another batch.
     rms = (gradient**2).mean(3, keepdim=True).mean((1, 2), keepdim=True).sqrt()
@@ -205,10 +210,11 @@ class Ascent:
             allow_unused=bool(self.network.trained),
         )  # fmt: skip
         self._record(row, loss, chosen)
-        self.blocked.copy_(gradient.flatten(1).abs().amax(1) == 0)
+        peak = peaks(gradient)
+        self.blocked.copy_(peak[:, 0, 0, 0] == 0)
         if not relative:
             return gradient
-        gradient = unit_rms(gradient)
+        gradient = unit_rms(gradient, peak)
         if sameness is not None:
             (apart,) = torch.autograd.grad(sameness.sum(), picture)
             weight = recipe.diversity * sameness.detach().clamp(min=0).repeat_interleave(recipe.images)
@@ -245,10 +251,7 @@ class Ascent:
 
     @torch.no_grad()
     def _record(self, row: Tensor, loss: Tensor, chosen: Tensor) -> None:
-        row[:, 0] = loss
-        row[:, 1] = objectives.measure(chosen, self.recipe)
-        row[:, 2] = chosen.amax(1)
-        row[:, 3] = chosen.amin(1)
+        row.copy_(torch.stack((loss, objectives.measure(chosen, self.recipe), chosen.amax(1), chosen.amin(1)), 1))
 
     @torch.no_grad()
     def _judge(self, step: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +137,7 @@ class Network:
         redirect = RedirectedReLU(allow) if allow is not None else nullcontext()
         # fp32 where it matters: only the network itself may run in half precision.  A CPU reports fp32 numbers.
         half = self._half and (climbing or self.device.type == "cuda")
-        normalised = ((picture - self._mean) / self._std).contiguous(memory_format=self._format)
+        normalised = _Normalised.apply(picture, self._mean, self._std, self._format)
         program = self._compiled(normalised) if climbing else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half), redirect:
             if program is not None and own is not None and program.has_own:
@@ -156,6 +156,20 @@ class Network:
             noise = noise.contiguous(memory_format=self._format)
             self._program = compiled_layer(self.module, self.layer, self._calls, self._run, noise)
         return self._program
+
+
+class _Normalised(torch.autograd.Function):
+    """``(picture - mean) / std`` in some order of memory; back, the gradient is put in the picture's order first."""
+
+    @staticmethod
+    def forward(ctx: Any, picture: Tensor, mean: Tensor, std: Tensor, order: torch.memory_format) -> Tensor:
+        ctx.std = std
+        return ((picture - mean) / std).contiguous(memory_format=order)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        return grads[0].contiguous() / ctx.std, None, None, None
 
 
 @contextmanager

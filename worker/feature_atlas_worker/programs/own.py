@@ -111,7 +111,11 @@ class _Joined(Own):
 
     def answer(self, values: Values, channels: Tensor) -> Tensor:
         total: Tensor | float = 0.0
-        for part, first, width in self._own(channels.tolist()):
+        parts = self._own(channels.tolist())
+        if len(parts) == 1:
+            ((part, first, _),) = parts
+            return part.answer(values, channels - first)
+        for part, first, width in parts:
             mine = (channels >= first) & (channels < first + width)
             found = part.answer(values, (channels - first).clamp(0, width - 1))
             # Not a product with the mask: what is not its own may be infinite.
