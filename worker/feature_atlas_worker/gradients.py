@@ -8,6 +8,7 @@ its picture does not depend on its neighbours in the batch.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ def _passes(gradient: Tensor) -> bool:
     """Whether something of every image's gradient passes, as far as a glance shows.  [B, C, h, w]"""
     if gradient.ndim != 4 or not gradient.is_contiguous(memory_format=torch.channels_last):
         return False
-    return bool((gradient.permute(0, 2, 3, 1).flatten(1)[:, :_GLANCE] != 0).any(1).all())
+    return bool(gradient.permute(0, 2, 3, 1).flatten(1)[:, :_GLANCE].any(1).all())
 
 
 _RELU = {F.relu, torch.relu, Tensor.relu}
@@ -96,3 +97,11 @@ class RedirectedReLU(TorchFunctionMode):
         inplace = func in _RELU_INPLACE or bool(kwargs.get("inplace", args[1] if len(args) > 1 else False))
         allow = self.allow.repeat_interleave(x.shape[0] // len(self.allow))
         return _Redirected.apply(x, allow, ceiling, inplace)
+
+
+def redirecting(allow: Tensor | None) -> AbstractContextManager[object]:
+    """:class:`RedirectedReLU` for these images; nothing where there are none.
+
+    Not for longer than needed: every call of torch takes some microseconds more while it is active.
+    """
+    return RedirectedReLU(allow) if allow is not None else nullcontext()

@@ -16,7 +16,7 @@ from feature_atlas.spec import Recipe
 from feature_atlas_worker.activations import count_calls, find, frozen, tap
 from feature_atlas_worker.devices import computes_half
 from feature_atlas_worker.fold import own_weights
-from feature_atlas_worker.gradients import RedirectedReLU
+from feature_atlas_worker.gradients import redirecting
 from feature_atlas_worker.heap import keep_freed_memory
 from feature_atlas_worker.inspect import layer_layout, reason, refused
 from feature_atlas_worker.objectives import canonical, looks_at_one_channel
@@ -134,15 +134,18 @@ class Network:
         return measured, activations.detach(), gradient
 
     def _together(self, picture: Tensor, allow: Tensor | None, own: Tensor | None, climbing: bool) -> Tensor:
-        redirect = RedirectedReLU(allow) if allow is not None else nullcontext()
         # fp32 where it matters: only the network itself may run in half precision.  A CPU reports fp32 numbers.
         half = self._half and (climbing or self.device.type == "cuda")
         normalised = _Normalised.apply(picture, self._mean, self._std, self._format)
         program = self._compiled(normalised) if climbing else None
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=half), redirect:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             if program is not None and own is not None and program.has_own:
                 return program.own(normalised, own, allow)[:, None]
-            activations = program(normalised, allow) if program is not None else self._run(normalised)
+            if program is not None:
+                activations = program(normalised, allow)
+            else:
+                with redirecting(allow):
+                    activations = self._run(normalised)
         activations = canonical(activations, self.layout)
         if own is not None:
             return activations[torch.arange(len(own), device=own.device), own][:, None]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, fx, nn
 
+from feature_atlas_worker.gradients import redirecting
 from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.compiler import compiled
 from feature_atlas_worker.programs.own import own_channel
@@ -43,7 +44,7 @@ class CompiledLayer:
         if reads not in self._shorter:
             self._shorter[reads] = self._compiled.program(reads)
         values = self._shorter[reads](picture, allow)
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast("cpu", enabled=False), redirecting(allow):
             return self._own.answer(dict(zip(reads, values, strict=True)), channels)
 
     @property

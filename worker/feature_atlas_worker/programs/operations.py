@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from feature_atlas_worker.convolutions import FrozenConv2d
-from feature_atlas_worker.gradients import redirected
+from feature_atlas_worker.gradients import redirected, redirecting
 
 _aten = torch.ops.aten
 
@@ -130,7 +130,8 @@ def unrectified(way: Way, gradient: Gradient, out: Tensor, ceiling: float | None
         of, owned = of.contiguous(memory_format=torch.channels_last), True
     if way.allow is not None and out.shape[0] % len(way.allow) == 0:
         # Where other axes were folded into the first, only whole images can be told apart.
-        return Gradient(redirected(of, out, way.allow.repeat_interleave(out.shape[0] // len(way.allow)), ceiling))
+        times = out.shape[0] // len(way.allow)
+        return Gradient(redirected(of, out, way.allow if times == 1 else way.allow.repeat_interleave(times), ceiling))
     if ceiling is not None:
         return Gradient(_aten.hardtanh_backward.default(of, out, 0.0, ceiling))
     if owned:
@@ -203,7 +204,7 @@ class Other(Operation):
             value.detach().requires_grad_() if varies and _differentiable(value) else value
             for value, varies in zip(values, self.varies, strict=True)
         ]
-        with torch.enable_grad():
+        with torch.enable_grad(), redirecting(way.allow):
             out = self.call(*leaves)
         if not isinstance(out, Tensor):
             if any(tensor.requires_grad for tensor in _tensors(out)):
