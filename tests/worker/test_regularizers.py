@@ -15,6 +15,7 @@ from feature_atlas_worker.regularizers import (
     total_variation,
     total_variation_gradient,
     total_variation_mean,
+    total_variation_mean_gradient,
 )
 
 
@@ -43,6 +44,8 @@ def test_the_gradient_is_the_penaltys(size: tuple[int, int]) -> None:
     image = random(2, 3, *size).mul(4).round()  # flat places, too
     (expected,) = torch.autograd.grad(total_variation(image.requires_grad_()).sum(), image)
     assert torch.equal(total_variation_gradient(image.detach()), expected)
+    (expected,) = torch.autograd.grad(total_variation_mean(image).sum(), image)
+    torch.testing.assert_close(total_variation_mean_gradient(image.detach()), expected)
 
 
 def test_a_stripe_counts_alike_in_both_directions() -> None:

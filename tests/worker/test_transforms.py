@@ -249,9 +249,9 @@ def test_a_blur_known_to_be_little_is_the_same(size: tuple[int, int]) -> None:
     sigma = torch.tensor([0.0, 0.3, 1.1, 0.7])
     weights = torch.randn(image.shape, generator=stream(0, "weights"))
     quick, slow = blur(image, sigma, 1.1), blur(image, sigma)
-    torch.testing.assert_close(quick, slow, rtol=0, atol=3e-5)  # what is left of a Gaussian beyond 3.6 sigma
+    torch.testing.assert_close(quick, slow, rtol=0, atol=2e-5)  # what is left of a Gaussian at 4.5 sigma
     for one, other in zip(*(torch.autograd.grad((b * weights).sum(), image) for b in (quick, slow)), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=3e-4)
+        torch.testing.assert_close(one, other, rtol=0, atol=2e-4)
     assert torch.equal(blur(image[2:3], sigma[2:3], 1.1), quick[2:3])  # whatever lies beside it
 
 

@@ -116,3 +116,15 @@ def first_tensor(output: Any) -> Tensor:
     if isinstance(output, dict) and output:
         return first_tensor(next(iter(output.values())))
     raise RequestError(f"this layer's output is no tensor but {type(output).__name__}")
+
+
+def tensors(out: Any) -> Iterator[Tensor]:
+    """Every tensor in a layer's or a network's output."""
+    if isinstance(out, Tensor):
+        yield out
+    elif isinstance(out, dict):
+        for item in out.values():
+            yield from tensors(item)
+    elif isinstance(out, (tuple, list)):
+        for item in out:
+            yield from tensors(item)

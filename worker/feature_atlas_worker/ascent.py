@@ -227,8 +227,9 @@ class Ascent:
         recipe = self.recipe
         if not recipe.total_variation:
             return 0.0
-        share = 1.0 if recipe.penalties == "relative" else 1.0 / picture[0].numel()  # total_variation_mean
-        return regularizers.total_variation_gradient(picture).mul_(share * recipe.total_variation)
+        relative = recipe.penalties == "relative"
+        slope = regularizers.total_variation_gradient if relative else regularizers.total_variation_mean_gradient
+        return slope(picture).mul_(recipe.total_variation)
 
     @torch.no_grad()
     def _update(self, now: Now, gradient: Tensor) -> None:

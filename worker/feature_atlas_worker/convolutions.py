@@ -90,10 +90,9 @@ class Convolution(_Weights):
         if laid_out is None:
             pack, like = torch.ops.mkldnn._reorder_convolution_weight, [PACKED_BATCH, *x.shape[1:]]
             laid_out = self._lay_out(key, precision, lambda weight: pack(weight, *self._geometry, 1, like))
-        last = "relu" if rectified else "none"
+        last = "relu" if rectified else None
         if added is None:
-            return _convolve.default(x, laid_out, bias, padding, stride, dilation, 1, last, [], "")
-        last = last if rectified else None  # type: ignore[assignment]
+            return _convolve.default(x, laid_out, bias, padding, stride, dilation, 1, last or "none", [], "")
         return _convolve.binary(x, added, laid_out, bias, padding, stride, dilation, 1, "add", 1.0, last, [], "")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from feature_atlas_worker.activations import tensors
 from feature_atlas_worker.convolutions import FrozenConv2d
 
 log = logging.getLogger(__name__)
@@ -136,18 +137,7 @@ def _part(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 def _answer(module: nn.Module, probe: Tensor) -> list[Tensor]:
     with torch.no_grad():
         out = module(probe)
-    return [t.clone() for t in _tensors(out)]
-
-
-def _tensors(out: Any) -> Iterator[Tensor]:
-    if isinstance(out, Tensor):
-        yield out
-    elif isinstance(out, dict):
-        for item in out.values():
-            yield from _tensors(item)
-    elif isinstance(out, (tuple, list)):
-        for item in out:
-            yield from _tensors(item)
+    return [t.clone() for t in tensors(out)]
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:

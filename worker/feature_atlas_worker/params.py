@@ -95,7 +95,7 @@ class Spectrum:
         shorter = math.sqrt(height * width / (full_height * full_width))
         self.scale = shorter / (4.0 * frequency.clamp(min=floor) ** recipe.decay)
         self.square_frequency = frequency**2
-        # Written out for both parts of a number: a product that repeats them takes ten times longer.
+        # Written out for both parts of a number: a product that repeats them takes eight times longer.
         self._fineness = ((16.0 * self.square_frequency) ** 2)[..., None].repeat(1, 1, 2)
         self._full = (full_height, full_width // 2 + 1)
 

@@ -32,6 +32,11 @@ def total_variation_gradient(image: Tensor) -> Tensor:
     return gradient
 
 
+def total_variation_mean_gradient(image: Tensor) -> Tensor:
+    """d :func:`total_variation_mean` / d image.  [B, 3, h, w]"""
+    return total_variation_gradient(image) / image[0].numel()
+
+
 def similarity(activations: Tensor, group: int) -> Tensor:
     """Mean pairwise cosine of the Gram matrices of each job's ``group`` images.  [B, C, h, w] -> [B / group].
 

@@ -100,7 +100,7 @@ def affine(image: Tensor, theta: Tensor, out: tuple[int, int], fill: float) -> T
 
 
 def sampling_grid(theta: Tensor, out: tuple[int, int]) -> Tensor:
-    """``affine_grid`` in a sixth of its time: x and y have their own terms.  [B, 2, 3] -> [B, *out, 2]."""
+    """``affine_grid`` without its matrix product, in a third of its time and less.  [B, 2, 3] -> [B, *out, 2]."""
     rows, columns = (
         (2 * torch.arange(side, device=theta.device, dtype=theta.dtype) + (1 - side)) / side for side in out
     )
@@ -121,11 +121,11 @@ def blur(image: Tensor, sigma: Tensor, most: float = math.inf) -> Tensor:
     """Gaussian blur of each image by its own sigma in pixels; 0 leaves it alone.  [B, 3, h, w], [B].
 
     Batched, differentiable, deterministic.  Weights are normalised, so the border keeps its brightness.  No sigma is
-    above ``most``: where a CPU knows that to be little, it adds up shifted images, cut off beyond 4 sigma; everywhere
+    above ``most``: where a CPU knows that to be little, it adds up shifted images, cut off at 4.5 sigma; everywhere
     else two products with banded matrices do it, and any sigma costs the same.
     """
     height, width = image.shape[-2:]
-    reach = math.ceil(4 * most - 0.4) if math.isfinite(most) else height
+    reach = math.ceil(4.5 * most) if math.isfinite(most) else height
     if image.device.type == "cpu" and 0 < reach <= min(_FEW_SHIFTS, height - 1, width - 1):
         blurred: Tensor = _Shifted.apply(image, sigma, reach)
         return blurred

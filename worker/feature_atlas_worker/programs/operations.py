@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from feature_atlas_worker.activations import tensors
 from feature_atlas_worker.convolutions import FrozenConv2d
 from feature_atlas_worker.gradients import redirected, redirecting
 
@@ -126,7 +127,7 @@ def unrectified(way: Way, gradient: Gradient, out: Tensor, ceiling: float | None
     """Back through a clamp to [0, ceiling] that gave ``out``."""
     of, owned = gradient.of, gradient.owned
     if of.ndim == 4 and not of.is_contiguous(memory_format=torch.channels_last):
-        # Ten times slower on a part of another map than on a copy of it.
+        # As everything behind it, and a map of its own.
         of, owned = of.contiguous(memory_format=torch.channels_last), True
     if way.allow is not None and out.shape[0] % len(way.allow) == 0:
         # Where other axes were folded into the first, only whole images can be told apart.
@@ -207,7 +208,7 @@ class Other(Operation):
         with torch.enable_grad(), redirecting(way.allow):
             out = self.call(*leaves)
         if not isinstance(out, Tensor):
-            if any(tensor.requires_grad for tensor in _tensors(out)):
+            if any(tensor.requires_grad for tensor in tensors(out)):
                 raise Unsuitable("an operation gives several maps")
             return out, None
         return out.detach(), (out, leaves)
@@ -229,11 +230,3 @@ class Other(Operation):
 
 def _differentiable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
-
-
-def _tensors(out: Any) -> list[Tensor]:
-    if isinstance(out, Tensor):
-        return [out]
-    if isinstance(out, dict):
-        out = list(out.values())
-    return [tensor for item in out for tensor in _tensors(item)] if isinstance(out, (tuple, list)) else []
