@@ -72,7 +72,7 @@ class QueueStatus(NamedTuple):
     groups: dict[tuple[str, str], tuple[int, int]]
     given_up: dict[Unit, GivenUp]
     flag: Flag | None
-    #: Those heard of within a day, the liveliest first.
+    #: Those heard of within a day, as :func:`workers` gives them.
     workers: tuple[Beat, ...]
     #: Messages that nobody could read, of any atlas.
     malformed: int
@@ -136,7 +136,7 @@ def read(client: redis.Redis, atlas: str) -> QueueStatus:
 
 
 def workers(client: redis.Redis) -> tuple[Beat, ...]:
-    """Every worker heard of within a day; forgets the others."""
+    """Every worker heard of within a day: the living by name, then the gone, latest first.  Forgets the others."""
     from feature_atlas.broker import clock_skew
 
     found, ahead = [], clock_skew(client)
@@ -150,7 +150,9 @@ def workers(client: redis.Redis) -> tuple[Beat, ...]:
             client.hdel(WORKERS, name)
         else:
             found.append(beat)
-    return tuple(sorted(found, key=lambda beat: (-beat.at // GONE, beat.worker)))
+    now = time.time()
+    silent = {beat.worker: 0.0 if beat.alive else now - beat.at for beat in found}
+    return tuple(sorted(found, key=lambda beat: (silent[beat.worker], beat.worker)))
 
 
 def atlases(client: redis.Redis) -> list[str]:

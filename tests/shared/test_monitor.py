@@ -60,11 +60,12 @@ def test_what_was_given_up_is_told_with_its_reason(client: redis.Redis) -> None:
 
 def test_the_living_count_and_the_long_gone_are_forgotten(client: redis.Redis) -> None:
     beat(client, "b", 1)
-    beat(client, "a", 2)
+    beat(client, "a", GONE - 10)
+    beat(client, "earlier", GONE + 60)
     beat(client, "gone", GONE + 10, rate=100)
     beat(client, "forgotten", FORGOTTEN + 10)
     client.hset(WORKERS, "newer", '{"another": "schema"}')
-    assert [each.worker for each in workers(client)] == ["a", "b", "gone"]
+    assert [each.worker for each in workers(client)] == ["a", "b", "gone", "earlier"]
     assert read(client, ATLAS).rate == 2
     assert not client.hexists(WORKERS, "forgotten")
 
