@@ -6,7 +6,10 @@
 FROM python:3.13.9-slim-trixie AS build
 ARG TORCH=""
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
-RUN pip install --no-cache-dir uv==0.13.9 && uv venv /opt/feature-atlas
+# A C compiler for the kernels that CPUs render with.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/* \
+    && pip install --no-cache-dir uv==0.13.9 && uv venv /opt/feature-atlas
 WORKDIR /build
 # Dependencies first: gigabytes that change with these two files only.
 COPY pyproject.toml deploy/constraints.txt ./

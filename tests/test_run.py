@@ -28,14 +28,18 @@ esac
 """
 
 
+KERNELS = "worker/feature_atlas_worker/kernels/view.c"
+
+
 class Checkout:
     """A copy of what `deploy/run` reads, and an uv that writes down what it is asked."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "check out"
         self.log = folder / "uv.log"
-        (self.folder / "deploy").mkdir(parents=True)
-        for name in ("deploy/run", "deploy/constraints.txt", "pyproject.toml"):
+        sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / KERNELS).parent.glob("*.[ch]")]
+        for name in ("deploy/run", "deploy/constraints.txt", "pyproject.toml", "worker/hatch_build.py", *sources):
+            (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)
         uv = folder / "bin/uv"
         uv.parent.mkdir()
@@ -92,8 +96,8 @@ def test_an_interrupted_set_up_is_taken_up_again(checkout: Checkout) -> None:
     assert checkout.run("status") == "atlas: status\n"
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "deploy/constraints.txt"])
-def test_a_changed_dependency_is_installed(checkout: Checkout, name: str) -> None:
+@pytest.mark.parametrize("name", ["pyproject.toml", "deploy/constraints.txt", "worker/hatch_build.py", KERNELS])
+def test_what_an_environment_is_made_of_is_installed_anew(checkout: Checkout, name: str) -> None:
     checkout.run("status")
     with (checkout.folder / name).open("a") as file:
         file.write("# changed\n")

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from feature_atlas_worker.kernels import build
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"feature_atlas", "feature_atlas_producer", "feature_atlas_worker"}
 
@@ -66,6 +68,22 @@ def test_the_wheel_holds_the_three_packages_and_their_data(wheel: Path) -> None:
     listed = ["git", "ls-files", "--cached", *(f"*/{package}/**" for package in PACKAGES)]
     tracked = {name.partition("/")[2] for name in run(*listed, cwd=ROOT).splitlines() if (ROOT / name).is_file()}
     assert tracked and tracked - shipped == set()
+
+
+def test_the_wheel_holds_kernels_where_there_is_a_compiler(
+    wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")}
+    assert made == {f"feature_atlas_worker/kernels/{build.library(kind).name}" for kind in build.generations()}
+    assert "-py3-none-" in wheel.name and not wheel.name.endswith("-any.whl"), "for this kind of machine"
+
+    source = tmp_path / "source"  # as another machine gets it, without what was compiled here
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.so", "__pycache__"))
+    monkeypatch.setenv("CC", "no-such-compiler")
+    said = run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, source, cwd=tmp_path)
+    (pure,) = tmp_path.glob("*.whl")
+    assert pure.name.endswith("-py3-none-any.whl") and "no C compiler" in said
+    assert not [name for name in zipfile.ZipFile(pure).namelist() if name.endswith(".so")]
 
 
 @pytest.mark.parametrize("which", ["running", "newest"])

@@ -181,9 +181,11 @@ class Ascent:
             return self.coarse, self.coarse.size[0] / self.recipe.size[0]
         return self.fine, 1.0
 
+    def _cut(self, now: Now) -> Tensor | None:
+        return now.cut[None] if any(self.recipe.cut) else None
+
     def _picture(self, now: Now, coarse: bool, parameters: Tensor) -> Tensor:
-        sigma = now.cut[None] if any(self.recipe.cut) else None
-        return self._basis(coarse)[0](parameters, sigma)
+        return self._basis(coarse)[0](parameters, self._cut(now))
 
     def _view(self, now: Now, coarse: bool, picture: Tensor) -> Tensor:
         """What the network sees at this step.  [B, 3, h, w] -> [B, 3, h', w']."""
@@ -210,16 +212,21 @@ class Ascent:
             allow_unused=bool(self.network.trained),
         )  # fmt: skip
         self._record(row, loss, chosen)
-        peak = peaks(gradient)
-        self.blocked.copy_(peak[:, 0, 0, 0] == 0)
+        unit, peak = self._unit_rms(gradient) if relative else (gradient, peaks(gradient))
+        self.blocked.copy_(peak.flatten() == 0)
         if not relative:
             return gradient
-        gradient = unit_rms(gradient, peak)
+        gradient = unit
         if sameness is not None:
             (apart,) = torch.autograd.grad(sameness.sum(), picture)
             weight = recipe.diversity * sameness.detach().clamp(min=0).repeat_interleave(recipe.images)
             gradient = gradient + weight[:, None, None, None] * unit_rms(apart)
         return gradient
+
+    def _unit_rms(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        """(:func:`unit_rms`, :func:`peaks`)."""
+        peak = peaks(gradient)
+        return unit_rms(gradient, peak), peak
 
     @torch.no_grad()
     def _smoothness_gradient(self, picture: Tensor) -> Tensor | float:

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_input
 
+from feature_atlas_worker import kernels
+
 #: Above these many input channels oneDNN's own way back through a stride is as fast.
 STEM_CHANNELS = 4
 #: Precisions and sizes of the map for which a layer keeps its weights laid out.
@@ -139,6 +141,8 @@ class _Frozen(torch.autograd.Function):
 class FrozenConv2d(nn.Conv2d):
     """A frozen convolution; made out of an ``nn.Conv2d`` by :func:`quicken`."""
 
+    #: Whether to use kernels of our own.
+    kernels = False
     _ahead: Convolution
     _back: Any
 
@@ -162,7 +166,10 @@ class FrozenConv2d(nn.Conv2d):
         return self._ahead(x, added, rectified)
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
-        """The gradient of the input of ``size`` (h, w), and ``added``.  [B, out, h', w'] -> [B, in, h, w]."""
+        """The gradient of the input of ``size`` (h, w), and ``added``.  [B, out, h', w'] -> [B, in, h, w].
+
+        In the precision of ``gradient``, or in fp32.
+        """
         raise NotImplementedError
 
     def _turned(self) -> _Weights:
@@ -202,34 +209,70 @@ class StridedConv2d(FrozenConv2d):
 class StemConv2d(FrozenConv2d):
     """With stride, of few channels."""
 
+    _columns: Convolution | None
+
+    def prepare(self) -> None:
+        """As every frozen convolution; of three channels also for kernels of our own."""
+        own = self.kernels and self.in_channels == 3 and kernels.available()
+        self._columns = self._by_columns() if own else None
+        super().prepare()
+
+    def ahead(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
+        """The convolution itself; in bf16 its kernel's columns are channels."""
+        if self._columns is None or x.dtype != torch.bfloat16:
+            return super().ahead(x, added, rectified)
+        padding = cast(tuple[int, int], self.padding)
+        return self._columns(kernels.columns(x, self.kernel_size[1], self.stride[1], padding[1]), added, rectified)
+
+    def _by_columns(self) -> Convolution:
+        weight = self.weight.detach().permute(0, 3, 1, 2).flatten(1, 2)  # [out, columns * 3, rows]
+        weight = F.pad(weight, (0, 0, 0, weight.shape[1] % 2))[..., None]
+        bias = self.bias.detach() if self.bias is not None else None
+        padding = int(self.padding[0]), 0
+        laid_out = weight.contiguous(memory_format=torch.channels_last)
+        return Convolution(laid_out, padding, (self.stride[0], 1), bias=bias)
+
     def _turned(self) -> Convolution:
         step = self.stride[0]
         rows, columns = (-(-length // step) for length in self.kernel_size)
         below, right = rows * step - self.kernel_size[0], columns * step - self.kernel_size[1]
+        if self._columns is not None:
+            kernel = F.pad(self.weight.detach().contiguous(), (0, right))
+            kernel = kernel.view(self.out_channels, 3, self.kernel_size[0], columns, step)
+            # [out, rows * step * 3, 1, columns]
+            return _turn(kernel.permute(0, 2, 4, 1, 3).flatten(1, 3)[:, :, None], (0, 0))
         kernel = F.pad(self.weight.detach().contiguous(), (0, right, 0, below))
         kernel = kernel.view(self.out_channels, self.in_channels, rows, step, columns, step)
         kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # [out, in * s * s, rows, columns]
         return _turn(kernel, (0, 0))
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
-        """A convolution with turned weights that gives s * s interleaved pictures."""
-        top, left = int(self.padding[0]), int(self.padding[1])
-        padded = F.pixel_shuffle(self._back(gradient), self.stride[0])
-        found = padded[..., top : top + size[0], left : left + size[1]]
-        # A stride that leaves the last rows out gives them no gradient.
-        found = F.pad(found, (0, size[1] - found.shape[3], 0, size[0] - found.shape[2]))
+        """A convolution with turned weights that gives s * s interleaved pictures; or what every row of it gives."""
+        padding, maps = cast(tuple[int, int], self.padding), self._back(gradient)
+        if self._columns is not None:
+            found = kernels.rows(maps, self.kernel_size[0], self.stride[0], padding, (size[0], size[1]))
+        else:
+            top, left = padding
+            found = F.pixel_shuffle(maps, self.stride[0])[..., top : top + size[0], left : left + size[1]]
+            # A stride that leaves the last rows out gives them no gradient.
+            found = F.pad(found, (0, size[1] - found.shape[3], 0, size[0] - found.shape[2]))
         return found if added is None else found + added
 
 
-def quicken(module: nn.Module) -> None:
-    """Turns what suits in a frozen network into :class:`FrozenConv2d`, in place: hooks and names stay."""
+def quicken(module: nn.Module, kernels: bool = False) -> None:
+    """Turns what suits in a frozen network into :class:`FrozenConv2d`, in place: hooks and names stay.
+
+    ``kernels``: with kernels of our own where there are some.
+    """
     if not torch.backends.mkldnn.is_available():
         return
     for layer in module.modules():
         kind = _kind(layer) if type(layer) is nn.Conv2d else None
         if kind is not None:
             layer.__class__ = kind
-            cast(FrozenConv2d, layer).prepare()
+            frozen = cast(FrozenConv2d, layer)
+            frozen.kernels = kernels
+            frozen.prepare()
 
 
 def _kind(layer: nn.Conv2d) -> type[FrozenConv2d] | None:

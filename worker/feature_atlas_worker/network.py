@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError
 from feature_atlas.spec import Recipe
+from feature_atlas_worker import kernels
 from feature_atlas_worker.activations import count_calls, find, frozen, tap
 from feature_atlas_worker.devices import computes_half
 from feature_atlas_worker.fold import own_weights
@@ -59,6 +60,7 @@ class Network:
         #: What runs instead where only the direction counts; made when first asked for.
         self._program: CompiledLayer | None = None
         self._programmed = not (rewrites.program and device.type == "cpu")
+        self._kernels = rewrites.kernels and rewrites.channels_last and len(model.mean) == len(model.std) == 3
         self._calls = calls
         #: Images that run side by side; found by a trial when first asked for.
         self._width = 0 if device.type == "cpu" else _EVERY
@@ -69,8 +71,8 @@ class Network:
         #: Weights that get a gradient as well: none, unless they are not frozen.
         self.trained = tuple(p for p in module.parameters() if p.requires_grad)
         self._run = run
-        self._mean = torch.tensor(model.mean, device=device).view(1, -1, 1, 1)
-        self._std = torch.tensor(model.std, device=device).view(1, -1, 1, 1)
+        self._mean = torch.tensor(model.mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+        self._std = torch.tensor(model.std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._resample = recipe.network_size
         self._alone = looks_at_one_channel(recipe)
         self.channels = 0
@@ -136,7 +138,10 @@ class Network:
     def _together(self, picture: Tensor, allow: Tensor | None, own: Tensor | None, climbing: bool) -> Tensor:
         # fp32 where it matters: only the network itself may run in half precision.  A CPU reports fp32 numbers.
         half = self._half and (climbing or self.device.type == "cuda")
-        normalised = _Normalised.apply(picture, self._mean, self._std, self._format)
+        if self._kernels and picture.shape[1] == 3 and kernels.suits(picture):
+            normalised = kernels.normalised(picture, self._mean, self._std)
+        else:
+            normalised = _Normalised.apply(picture, self._mean, self._std, self._format)
         program = self._compiled(normalised) if climbing else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             if program is not None and own is not None and program.has_own:
@@ -157,7 +162,9 @@ class Network:
             self._programmed = True
             noise = torch.randn(1, *normalised.shape[1:], generator=torch.Generator().manual_seed(0))
             noise = noise.contiguous(memory_format=self._format)
-            self._program = compiled_layer(self.module, self.layer, self._calls, self._run, noise)
+            self._program = compiled_layer(
+                self.module, self.layer, self._calls, self._run, noise, kernels=self.rewrites.kernels
+            )
         return self._program
 
 

@@ -95,8 +95,9 @@ class Spectrum:
         shorter = math.sqrt(height * width / (full_height * full_width))
         self.scale = shorter / (4.0 * frequency.clamp(min=floor) ** recipe.decay)
         self.square_frequency = frequency**2
-        # Written out for both parts of a number: a product that repeats them takes eight times longer.
-        self._fineness = ((16.0 * self.square_frequency) ** 2)[..., None].repeat(1, 1, 2)
+        #: 1 at a quarter cycle per pixel, [h, w//2+1, 2]; written out for both parts of a number: a product that
+        #: repeats them takes eight times longer.
+        self.fineness = ((16.0 * self.square_frequency) ** 2)[..., None].repeat(1, 1, 2)
         self._full = (full_height, full_width // 2 + 1)
 
     def block(self, spectrum: Tensor) -> Tensor:
@@ -120,7 +121,7 @@ class Spectrum:
 
         It grows with the fourth power of the frequency: half an octave below, a quarter is left of it.
         """
-        return (1.0 - decay * self._fineness).clamp(min=0.0)
+        return (1.0 - decay * self.fineness).clamp(min=0.0)
 
     def picture(self, parameters: Tensor, sigma: Tensor | None) -> Tensor:
         """Decorrelated colour planes before the squash.  [B, 3, H, W//2+1, 2], [B] or [1] -> [B, 3, h, w]."""
@@ -159,15 +160,21 @@ class Parameterization:
         self.full = recipe.size
         self.colour = COLOUR.to(device) if recipe.decorrelate else None
 
+    def uncoloured(self, parameters: Tensor, sigma: Tensor | None = None) -> Tensor:
+        """Decorrelated colour planes before the squash.  [B, 3, ...] -> [B, 3, h, w]."""
+        if self.spectrum is not None:
+            return self.spectrum.picture(parameters, sigma)
+        if self.size != self.full:
+            return torch.nn.functional.interpolate(parameters, self.size, mode="area")
+        return parameters
+
+    def coloured(self, planes: Tensor) -> Tensor:
+        """Red, green and blue out of decorrelated colours.  [B, 3, h, w]"""
+        return planes if self.colour is None else torch.einsum("ij,bjhw->bihw", self.colour, planes)
+
     def planes(self, parameters: Tensor, sigma: Tensor | None = None) -> Tensor:
         """Red, green and blue before the squash.  [B, 3, ...] -> [B, 3, h, w]."""
-        if self.spectrum is not None:
-            planes = self.spectrum.picture(parameters, sigma)
-        elif self.size != self.full:
-            planes = torch.nn.functional.interpolate(parameters, self.size, mode="area")
-        else:
-            planes = parameters
-        return planes if self.colour is None else torch.einsum("ij,bjhw->bihw", self.colour, planes)
+        return self.coloured(self.uncoloured(parameters, sigma))
 
     def __call__(self, parameters: Tensor, sigma: Tensor | None = None) -> Tensor:
         """The picture, RGB in [0, 1].  [B, 3, ...] -> [B, 3, h, w].

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from feature_atlas.spec import Recipe
+from feature_atlas_worker import kernels
 from feature_atlas_worker.ascent import Ascent, Now
 from feature_atlas_worker.graphs import Record, Recordings, cuda_graph
+from feature_atlas_worker.kernels.ascent import KernelAscent
 from feature_atlas_worker.network import Network
 
 #: What a step changes.
@@ -69,7 +71,9 @@ class RecordedAscent(Ascent):
 
 
 def ascent_of(network: Network, recipe: Recipe, channels: Sequence[int], seeds: Sequence[int]) -> Ascent:
-    """The ascent of a batch; on a GPU one that is recorded."""
+    """The ascent of a batch; on a GPU one that is recorded, on a CPU one with kernels of its own."""
+    if network.device.type == "cpu" and network.rewrites.kernels and kernels.available():
+        return KernelAscent(network, recipe, channels, seeds)
     if network.device.type != "cuda" or not network.rewrites.graph:
         return Ascent(network, recipe, channels, seeds)
     return kept_ascent(network, recipe, channels, seeds, cuda_graph)

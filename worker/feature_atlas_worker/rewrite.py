@@ -60,6 +60,8 @@ class Rewrites:
     quicken: bool = True
     #: On a CPU, the layer as a program: without autograd between operations, and without what a step does not look at.
     program: bool = True
+    #: On a CPU, kernels of our own for what a step does beside convolutions.
+    kernels: bool = True
     #: On a GPU, a step is recorded once per layer and size of the batch, and replayed.
     graph: bool = True
     #: Whether a CPU may run several images side by side: ``proved`` where a trial has shown that they come out with
@@ -95,7 +97,7 @@ def private_copy(
         if rewrites.fold and probe is not None:
             fold(twin, probe.to(device))
         if rewrites.quicken and device.type == "cpu":
-            quicken(twin)
+            quicken(twin, rewrites.kernels)
         kept[key] = state, twin
     return kept[key][1]
 

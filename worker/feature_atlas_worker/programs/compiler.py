@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from feature_atlas_worker.convolutions import FrozenConv2d
 from feature_atlas_worker.programs import operations
 from feature_atlas_worker.programs.operations import Unsuitable
+from feature_atlas_worker.programs.pooling import MaxPool
 from feature_atlas_worker.programs.program import Line, Program
 from feature_atlas_worker.programs.reading import Reading, ancestors
 
@@ -39,17 +40,18 @@ class Compiled:
             raise Unsuitable("most of it is left to autograd")
 
 
-def compiled(reading: Reading, results: Sequence[fx.Node]) -> Compiled:
-    """The operations that give these nodes' values.
+def compiled(reading: Reading, results: Sequence[fx.Node], kernels: bool = False) -> Compiled:
+    """The operations that give these nodes' values; with our own kernels where there are some and ``kernels`` says so.
 
     Raises:
         Unsuitable: they cannot be told apart from what they write over.
     """
-    return _Compiler(reading, results).compiled()
+    return _Compiler(reading, results, kernels).compiled()
 
 
 class _Compiler:
-    def __init__(self, reading: Reading, results: Sequence[fx.Node]) -> None:
+    def __init__(self, reading: Reading, results: Sequence[fx.Node], kernels: bool) -> None:
+        self._kernels = kernels
         self._reading, self._results = reading, [reading.origin(node) for node in results]
         self._order = list(reading.graph.nodes)
         self._needed = ancestors(self._results)
@@ -126,8 +128,31 @@ class _Compiler:
             return operations.Concatenate(), joined
         if type(module) is nn.MaxPool2d and not module.return_indices:
             geometry = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
-            return operations.MaxPool(*geometry), node.all_input_nodes
+            read = reading.origin(node.all_input_nodes[0])
+            return MaxPool(*geometry, rectified=self._rectified(read), own=self._kernels), [read]
         return self._other(node)
+
+    def _rectified(self, node: fx.Node) -> bool:
+        """Whether a node that is pooled and read by nobody else is rectified; then only the pooled map is masked.
+
+        What is above zero where it is greatest is all that a ReLU before the pooling would let back, too.
+        """
+        found: list[operations.Convolve | operations.Rectify] = []
+        waiting = [node]
+        while waiting:
+            read = waiting.pop()
+            maker, joined = self._makers.get(self._number(read)), self._reading.joined(read)
+            if self._readers[read] > 1:
+                return False
+            if isinstance(maker, operations.Concatenate) and joined is not None:
+                waiting += [self._reading.origin(part) for part in joined]
+            elif isinstance(maker, operations.Convolve | operations.Rectify) and maker.rectified:
+                found.append(maker)
+            else:
+                return False
+        for each in found:
+            each.masked = True
+        return True
 
     def _sum(self, reads: list[fx.Node]) -> tuple[operations.Operation, list[fx.Node]]:
         """A sum joins the last convolution that nobody else reads."""

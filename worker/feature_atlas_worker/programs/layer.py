@@ -24,13 +24,14 @@ ROUNDING = 1e-3
 class CompiledLayer:
     """``picture [B, 3, h, w] -> activations``."""
 
-    def __init__(self, reading: Reading, node: fx.Node) -> None:
-        whole = compiled(reading, [node])
+    def __init__(self, reading: Reading, node: fx.Node, kernels: bool = False) -> None:
+        whole = compiled(reading, [node], kernels)
         whole.check_worth()
         self._whole = whole.program([reading.origin(node)])
         self._own = own_channel(reading, node)
         # One compilation for all channels: what a channel is made by must not depend on its neighbours in a batch.
-        self._compiled = compiled(reading, self._own.reads(range(self._own.width or 0))) if self._own else None
+        reads = self._own.reads(range(self._own.width or 0)) if self._own else []
+        self._compiled = compiled(reading, reads, kernels) if self._own else None
         self._shorter: dict[tuple[fx.Node, ...], Program] = {}
 
     def __call__(self, picture: Tensor, allow: Tensor | None = None) -> Tensor:
@@ -59,11 +60,11 @@ class CompiledLayer:
 
 
 def compiled_layer(
-    module: nn.Module, layer: str, calls: int, run: Callable[[Tensor], Tensor], probe: Tensor
+    module: nn.Module, layer: str, calls: int, run: Callable[[Tensor], Tensor], probe: Tensor, *, kernels: bool = False
 ) -> CompiledLayer | None:
     """What runs a layer faster than ``run`` and answers the same; None where nothing does.
 
-    ``probe`` [1, 3, h, w] is what both are compared on.
+    ``probe`` [1, 3, h, w] is what both are compared on; ``kernels``: with our own where there are some.
     """
     captured = capture(module)
     passed = captured.passed.get(layer, []) if captured is not None else []
@@ -71,7 +72,7 @@ def compiled_layer(
     if captured is None or node is None:
         return None
     try:
-        found = CompiledLayer(Reading(module, captured), node)
+        found = CompiledLayer(Reading(module, captured), node, kernels)
         if _same(run, found, probe):
             return found
         log.info("layer %s runs as it is: its program answers otherwise", layer)

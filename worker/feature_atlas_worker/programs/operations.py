@@ -72,6 +72,8 @@ class Convolve(Operation):
     def __init__(self, layer: FrozenConv2d, *, added: bool = False) -> None:
         #: ``added``: a second input is added.
         self.layer, self.added, self.rectified = layer, added, False
+        #: What comes back is masked already: a max pooling behind it lets nothing else through.
+        self.masked = False
 
     def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
         x, *others = values
@@ -86,7 +88,8 @@ class Convolve(Operation):
         if added is not None and out.shape != added.shape:
             raise Unsuitable("a sum of unlike maps")
         others_own = added.dtype if added is not None else None
-        return out, (x.shape[-2:], precision, x.dtype, others_own, out if self.rectified else None)
+        masking = self.rectified and not (self.masked and way.allow is None)
+        return out, (x.shape[-2:], precision, x.dtype, others_own, out if masking else None)
 
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
         gradient = self._before(way, gradient, kept)
@@ -100,7 +103,7 @@ class Convolve(Operation):
         size, precision, half, _, _ = kept
         if onto.of.dtype != half:
             return Gradient(self.layer.back(gradient.to(half).of, size)).to(precision).plus(onto)
-        return Gradient(self.layer.back(gradient.to(half).of, size, onto.of))
+        return Gradient(self.layer.back(gradient.to(half).of, size, onto.of)).to(precision)
 
     def _before(self, way: Way, gradient: Gradient, kept: Any) -> Gradient:
         out = kept[-1]
@@ -113,6 +116,8 @@ class Rectify(Operation):
     def __init__(self, ceiling: float | None, over: bool) -> None:
         #: ``over``: nothing else reads the input, which may be written over.
         self.ceiling, self.over = ceiling, over
+        #: As of a convolution.
+        self.rectified, self.masked = ceiling is None, False
 
     def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
         (x,) = values
@@ -120,15 +125,18 @@ class Rectify(Operation):
         return out, out
 
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
+        if self.masked and way.allow is None:
+            return (gradient,)
         return (unrectified(way, gradient, kept, self.ceiling),)
 
 
 def unrectified(way: Way, gradient: Gradient, out: Tensor, ceiling: float | None = None) -> Gradient:
     """Back through a clamp to [0, ceiling] that gave ``out``."""
     of, owned = gradient.of, gradient.owned
-    if of.ndim == 4 and not of.is_contiguous(memory_format=torch.channels_last):
-        # As everything behind it, and a map of its own.
-        of, owned = of.contiguous(memory_format=torch.channels_last), True
+    if of.ndim == 4 and (of.stride(1) != 1 or way.allow is not None):
+        # As everything behind it, and a map of its own; a part of a greater one will do where nobody looks into it.
+        whole = of.contiguous(memory_format=torch.channels_last)
+        of, owned = whole, owned or whole is not of
     if way.allow is not None and out.shape[0] % len(way.allow) == 0:
         # Where other axes were folded into the first, only whole images can be told apart.
         times = out.shape[0] // len(way.allow)
@@ -164,32 +172,8 @@ class Concatenate(Operation):
 
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
         parts = gradient.of.split([width for width, _ in kept], 1)
-        # Not owned: a part may lie in the whole.
-        return [
-            Gradient(part.contiguous(memory_format=torch.channels_last), owned=False).to(precision)
-            for part, (_, precision) in zip(parts, kept, strict=True)
-        ]
-
-
-class MaxPool(Operation):
-    """Max pooling over space."""
-
-    def __init__(self, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> None:
-        pairs = [_pair(value) for value in (kernel, stride if stride is not None else kernel, padding, dilation)]
-        self.geometry = (*pairs, ceil)
-
-    def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
-        (x,) = values
-        out, indices = _aten.max_pool2d_with_indices.default(x, *self.geometry)
-        return out, (x, indices)
-
-    def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
-        x, indices = kept
-        return (Gradient(_aten.max_pool2d_with_indices_backward.default(gradient.of, x, *self.geometry, indices)),)
-
-
-def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else [int(v) for v in value]
+        # Not owned: they lie in the whole.
+        return [Gradient(part, owned=False).to(precision) for part, (_, precision) in zip(parts, kept, strict=True)]
 
 
 class Other(Operation):
