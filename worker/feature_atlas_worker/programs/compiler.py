@@ -12,7 +12,7 @@ from feature_atlas_worker.convolutions import FrozenConv2d
 from feature_atlas_worker.programs import operations
 from feature_atlas_worker.programs.operations import Unsuitable
 from feature_atlas_worker.programs.pooling import MaxPool
-from feature_atlas_worker.programs.program import Line, Program
+from feature_atlas_worker.programs.program import Line, Program, needed
 from feature_atlas_worker.programs.reading import Reading, ancestors
 
 #: Operations left to autograd for each of ours, at most: each costs a little more here than in one great graph.
@@ -68,7 +68,8 @@ class _Compiler:
         for node in self._order:
             if node in self._needed and self._reading.origin(node) is node:
                 self._add(node)
-        return Compiled(self._lines, self._constants, {node: self._number(node) for node in self._results})
+        numbers = {node: self._number(node) for node in self._results}
+        return Compiled(needed(self._lines, numbers.values()), self._constants, numbers)
 
     def _number(self, node: fx.Node) -> int:
         return self._numbers[self._reading.origin(node)]
@@ -123,6 +124,9 @@ class _Compiler:
         added = reading.added(node)
         if added is not None and all(self._number(read) in self._varying for read in added):
             return self._sum([reading.origin(read) for read in added])
+        rescaled = reading.rescaled(node)
+        if rescaled is not None:
+            return operations.Rescale(*rescaled[1:]), [reading.origin(rescaled[0])]
         joined = reading.joined(node)
         if joined is not None and all(self._number(read) in self._varying for read in joined):
             return operations.Concatenate(), joined

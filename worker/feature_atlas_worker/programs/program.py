@@ -6,7 +6,7 @@ its ReLU.  A program is made of a captured graph, and compared with the network 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,12 +25,22 @@ class Line:
     gives: int
 
 
+def needed(lines: Sequence[Line], results: Iterable[int]) -> list[Line]:
+    """The lines that lead to some values."""
+    wanted, found = set(results), []
+    for line in reversed(lines):
+        if line.gives in wanted:
+            found.append(line)
+            wanted.update(line.reads)
+    return found[::-1]
+
+
 class Program:
     """``picture [B, 3, h, w] -> values``, with a way back to the picture."""
 
     def __init__(self, lines: Sequence[Line], constants: dict[int, Any], results: Sequence[int]) -> None:
         """Value 0 is the picture; ``constants`` are values that do not depend on it."""
-        self.lines, self.results = self._needed(lines, results), tuple(results)
+        self.lines, self.results = needed(lines, results), tuple(results)
         self._constants = constants
         varying = {0}
         for line in self.lines:
@@ -48,15 +58,6 @@ class Program:
         for number, place in last.items():
             if number not in self.results and number not in constants:
                 self._spent[place].append(number)
-
-    @staticmethod
-    def _needed(lines: Sequence[Line], results: Sequence[int]) -> list[Line]:
-        wanted, found = set(results), []
-        for line in reversed(lines):
-            if line.gives in wanted:
-                found.append(line)
-                wanted.update(line.reads)
-        return found[::-1]
 
     def __call__(self, picture: Tensor, allow: Tensor | None = None) -> tuple[Tensor, ...]:
         """The results; under autocast convolutions are in bf16.  ``allow`` [B]: who may redirect gradients."""

@@ -86,6 +86,18 @@ class Reading:
             isinstance(part, fx.Node) for part in parts
         ) else None  # fmt: skip
 
+    def rescaled(self, node: fx.Node) -> tuple[fx.Node, list[float], list[float]] | None:
+        """(map, factors, summands) of a map's channels, each times a number plus a number, put together again.
+
+        torchvision's ``transform_input``.
+        """
+        channels = [_rescaled_channel(part) for part in self.joined(node) or []]
+        maps = {channel[0] for channel in channels if channel is not None}
+        if None in channels or len(maps) != 1:
+            return None
+        _, places, factors, summands = zip(*(channel for channel in channels if channel is not None), strict=True)
+        return (maps.pop(), list(factors), list(summands)) if places == tuple(range(len(places))) else None
+
     def writes(self, node: fx.Node) -> bool:
         """Whether a node writes over what it reads."""
         module = self.module_of(node)
@@ -97,6 +109,23 @@ class Reading:
             name.endswith("_") and not name.endswith("__")
         ))  # fmt: skip
         return named or called or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+
+
+def _rescaled_channel(node: fx.Node) -> tuple[fx.Node, int, float, float] | None:
+    """(map, channel, factor, summand) of ``unsqueeze(map[:, channel], 1) * factor + summand``."""
+    factor, summand = 1.0, 0.0
+    if node.target is operator.add and isinstance(node.args[1], float):
+        node, summand = node.args  # type: ignore[assignment]
+    if node.target is operator.mul and isinstance(node.args[1], float):
+        node, factor = node.args  # type: ignore[assignment]
+    if node.target is not torch.unsqueeze or node.args[1:] != (1,) or not isinstance(node.args[0], fx.Node):
+        return None
+    picked = node.args[0]
+    if picked.target is not operator.getitem or not isinstance(picked.args[0], fx.Node):
+        return None
+    place = picked.args[1]
+    plain = isinstance(place, tuple) and len(place) == 2 and place[0] == slice(None) and type(place[1]) is int
+    return (picked.args[0], place[1], factor, summand) if plain else None  # type: ignore[index, return-value]
 
 
 def ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
