@@ -38,6 +38,7 @@ class Checkout:
         self.folder = folder / "check out"
         self.log = folder / "uv.log"
         sources = [path.relative_to(ROOT).as_posix() for path in (ROOT / KERNELS).parent.glob("*.[ch]")]
+        sources.append("worker/feature_atlas_worker/kernels/build.py")
         for name in ("deploy/run", "deploy/constraints.txt", "pyproject.toml", "worker/hatch_build.py", *sources):
             (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, self.folder / name)

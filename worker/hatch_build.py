@@ -21,7 +21,10 @@ class Kernels(BuildHookInterface[Any]):
         except (RuntimeError, OSError) as error:
             self.app.display_warning(f"feature-atlas without kernels: {error}")
             return
-        build_data["artifacts"] += [path.relative_to(self.root).as_posix() for path in made]
+        if version != "editable":  # there they lie where they are made
+            build_data["force_include"].update(
+                {str(path): f"feature_atlas_worker/kernels/{path.name}" for path in made}
+            )
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"py3-none-{platform}"  # no Python in them

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -60,6 +61,21 @@ class TestImage:
 
     def test_nothing_in_it_is_secret(self, file: Path) -> None:
         assert not re.search(r"PASSWORD|SECRET|TOKEN|KEY=", file.read_text())
+
+
+def test_a_wheel_is_made_of_what_is_sent_to_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (line[1:] for line in (ROOT / ".dockerignore").read_text().split() if line.startswith("!")):
+        target = tmp_path / "context" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+        else:
+            shutil.copy(ROOT / name, target)
+    monkeypatch.setenv("CC", "no-such-compiler")  # the wheel's own tests compile
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, tmp_path / "context"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.glob("*.whl"))
 
 
 def test_the_producer_has_no_torch() -> None:

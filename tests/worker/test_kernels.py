@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -193,6 +189,14 @@ def test_a_map_is_pooled(
 
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_both_zeros_are_one(precision: torch.dtype) -> None:
+    map = beside(torch.zeros(1, 32, 2, 2, dtype=precision))
+    map[:, :, 0, 0] = -0.0
+    found, which = kernels.pool(map, [2, 2, 2, 2, 0, 0], (1, 1), False)
+    assert not found.any() and not which.any(), "the first of equals"
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_pooling_hides_no_infinity_and_nothing_that_is_no_number(precision: torch.dtype) -> None:
     map = beside(noise(2, 40, 8, 8).to(precision))
     map[0, 3, 2, 2], map[0, 4, 2, 2], map[1] = float("nan"), -float("nan"), -float("inf")
@@ -290,67 +294,3 @@ def test_the_ascent_goes_the_same_way(recipe: Recipe) -> None:
     assert (ours.last - theirs.last).abs().mean() < 3e-4 and (ours.last - theirs.last).abs().max() < 1e-2
     torch.testing.assert_close(ours.history, theirs.history, atol=1e-3, rtol=1e-3)
     assert torch.equal(ours.blocked, theirs.blocked)
-
-
-def test_without_kernels_pytorch_does_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernels, "library", lambda generation: tmp_path / generation)
-    kernels._library.cache_clear()
-    assert not kernels.available() and not kernels.suits(noise(1))
-    recipe = RECIPES[0]
-    with open_network(VisionModel(*networks.toy()), "relu2", recipe, CPU) as network:
-        assert type(ascent_of(network, recipe, [1], [7])) is Ascent
-        assert ascent_of(network, recipe, [1], [7]).run().last.isfinite().all()
-
-
-@pytest.mark.parametrize("kind", ["of other sources", "of something else"])
-def test_a_library_that_does_not_fit_is_said_and_not_used(
-    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    if kind == "of other sources":
-        monkeypatch.setattr(kernels, "fingerprint", lambda: "other")
-        says = "was made of other sources"
-    else:
-        (tmp_path / "kernels.so").write_text("no library")
-        monkeypatch.setattr(kernels, "library", lambda _generation: tmp_path / "kernels.so")
-        says = "cannot be used"
-    kernels._library.cache_clear()
-    assert not kernels.available()
-    assert says in caplog.text and "PyTorch does its work" in caplog.text
-
-
-def test_there_is_a_sentence_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path: path.stat().st_mtime_ns for path in build.FOLDER.glob("*.so")}
-    monkeypatch.setenv("CC", "no-such-compiler")
-    with pytest.raises(RuntimeError, match="no C compiler"):
-        build.build()
-    monkeypatch.setenv("CC", "false")
-    with pytest.raises(RuntimeError, match="false fails"):
-        build.build()
-    command = [sys.executable, "-m", "feature_atlas_worker.kernels"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "false fails" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in build.FOLDER.glob("*.so")} == before
-    assert not list(build.FOLDER.glob(".kernels*")), "nothing half-made stays"
-
-
-def test_no_memory_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Failing:
-        def __getattr__(self, _name: str) -> Callable[..., int]:
-            return lambda *_args: 1
-
-    monkeypatch.setattr(kernels, "_library", Failing)
-    with pytest.raises(MemoryError, match="fa_unit_rms"):
-        kernels.unit_rms(noise(1, 3, 4, 4))
-
-
-def test_every_function_is_declared_with_as_many_arguments_as_it_takes() -> None:
-    text = "".join(path.read_text() for path in build.sources())
-    library = kernels._library()
-    assert library is not None
-    for name, takes in kernels._SIGNATURES.items():
-        (header,) = [part.split(")")[0] for part in text.split(f"EXPORT int {name}(")[1:]]
-        header = header.replace("GEOMETRY", ", ".join(["int64_t _"] * 11 + ["int _"]))
-        wanted = [argument.strip() for argument in header.split(",")]
-        kinds = {ctypes.c_void_p: "*", ctypes.c_int64: "int64_t ", ctypes.c_int: "int ", ctypes.c_float: "float "}
-        assert len(wanted) == len(takes), name
-        assert all(kinds[kind] in argument for kind, argument in zip(takes, wanted, strict=True)), name

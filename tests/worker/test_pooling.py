@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_atlas_worker.programs.operations import Convolve
+from feature_atlas_worker.programs.pooling import MaxPool
 from feature_atlas_worker.rewrite import Rewrites
 from tests.worker.test_program import climbed, close, opened, operations, pictures, programmed, seeded
 
@@ -78,3 +79,17 @@ def test_a_blocked_gradient_is_redirected_before_a_pooling() -> None:
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6 * float(expected.abs().max()))
             assert (found.flatten(1).abs().amax(1) > 0).tolist() == flags
         assert programmed(network)
+
+
+def test_a_map_too_small_to_be_pooled_is_refused_as_by_the_network() -> None:
+    with (
+        opened(seeded(Pooled("plain", 48)), "pool", Rewrites(half=False)) as network,
+        pytest.raises(RuntimeError, match="Output size is too small"),
+    ):
+        climbed(network, pictures())
+        assert programmed(network)
+        climbed(network, pictures(size=3))
+
+
+def test_lengths_of_one_number_are_for_both_axes() -> None:
+    assert MaxPool((3,), (2,), 0, [1], False, rectified=False, own=True)._pairs == [[3, 3], [2, 2], [0, 0], [1, 1]]

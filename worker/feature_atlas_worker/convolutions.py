@@ -219,9 +219,10 @@ class StemConv2d(FrozenConv2d):
 
     def ahead(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
         """The convolution itself; in bf16 its kernel's columns are channels."""
-        if self._columns is None or x.dtype != torch.bfloat16:
-            return super().ahead(x, added, rectified)
         padding = cast(tuple[int, int], self.padding)
+        fits = x.shape[3] + 2 * padding[1] >= self.kernel_size[1]
+        if self._columns is None or x.dtype != torch.bfloat16 or not fits:
+            return super().ahead(x, added, rectified)
         return self._columns(kernels.columns(x, self.kernel_size[1], self.stride[1], padding[1]), added, rectified)
 
     def _by_columns(self) -> Convolution:

@@ -72,7 +72,8 @@ class RecordedAscent(Ascent):
 
 def ascent_of(network: Network, recipe: Recipe, channels: Sequence[int], seeds: Sequence[int]) -> Ascent:
     """The ascent of a batch; on a GPU one that is recorded, on a CPU one with kernels of its own."""
-    if network.device.type == "cpu" and network.rewrites.kernels and kernels.available():
+    own = network.rewrites.kernels and kernels.available() and torch.get_default_dtype() == torch.float32
+    if network.device.type == "cpu" and own:
         return KernelAscent(network, recipe, channels, seeds)
     if network.device.type != "cuda" or not network.rewrites.graph:
         return Ascent(network, recipe, channels, seeds)

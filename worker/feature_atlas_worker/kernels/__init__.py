@@ -11,6 +11,7 @@ import functools
 import itertools
 import logging
 import math
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -38,6 +39,8 @@ _SIGNATURES = {
 }
 #: PyTorch's name of what a processor can do -> the latest generation whose code it runs.
 _CAPABILITIES = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
+#: What a kernel reads and writes.
+_PRECISIONS = (torch.float32, torch.bfloat16, torch.int16, torch.int32)
 #: Places in a window that is pooled.
 MOST_PLACES = 256
 
@@ -46,8 +49,9 @@ MOST_PLACES = 256
 def _library() -> ctypes.CDLL | None:
     kinds = generations()
     own = _CAPABILITIES.get(torch.backends.cpu.get_cpu_capability(), kinds[-1]) if len(kinds) > 1 else kinds[0]
-    path = library(own)
-    if not path.exists():
+    paths = [library(kind) for kind in kinds[kinds.index(own) :]]
+    path = next((path for path in paths if path.exists()), None)
+    if path is None:
         log.info("no kernels were compiled for this processor (%s): PyTorch does their work, more slowly", own)
         return None
     try:
@@ -84,23 +88,40 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, "kernels")
 
 
-def _run(name: str, images: int, pointers: Sequence[Tensor], *rest: float) -> None:
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads are the parent's
+
+
+def _run(name: str, images: int, tensors: Sequence[Tensor], *rest: float) -> None:
     """A kernel over all images, by as many threads as PyTorch would take.
 
     Raises:
         MemoryError: there is none for its rows.
     """
     function: Callable[..., int] = getattr(_library(), name)
-    addresses = [tensor.data_ptr() for tensor in pointers]
+    if not all(tensor.device.type == "cpu" and tensor.dtype in _PRECISIONS for tensor in tensors):
+        raise TypeError(f"{name} takes numbers of 16 or 32 bits on a CPU")
+
+    def part(first: int, last: int) -> int:
+        # Holds the tensors: a thread goes on when the one that waits for it is interrupted.
+        return function(*[tensor.data_ptr() for tensor in tensors], first, last, *rest)
+
     threads = min(torch.get_num_threads(), images)
     if threads <= 1:
-        failed = function(*addresses, 0, images, *rest)
+        failed = part(0, images)
     else:
         bounds = [images * i // threads for i in range(threads + 1)]
-        ranges = itertools.pairwise(bounds)
-        failed = any(list(_pool(threads).map(lambda part: function(*addresses, *part, *rest), ranges)))
+        failed = any([wait() for wait in [_begun(threads, part, *pair) for pair in itertools.pairwise(bounds)]])
     if failed:
         raise MemoryError(f"not enough memory for {name}")
+
+
+def _begun(threads: int, part: Callable[[int, int], int], first: int, last: int) -> Callable[[], int]:
+    """Begins a part in another thread; what is given back waits for it."""
+    try:
+        return _pool(threads).submit(part, first, last).result
+    except RuntimeError:  # Python is about to end and begins no more threads
+        return functools.partial(part, first, last)
 
 
 def _beside(map: Tensor) -> Tensor:
@@ -110,7 +131,7 @@ def _beside(map: Tensor) -> Tensor:
 
 def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """[B, C, h, w], its channels side by side in memory."""
-    return torch.empty(tuple(shape), dtype=dtype or like.dtype, memory_format=torch.channels_last)
+    return torch.empty(tuple(shape), dtype=dtype or like.dtype, device="cpu", memory_format=torch.channels_last)
 
 
 class _View(torch.autograd.Function):
@@ -128,7 +149,7 @@ class _View(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         gradient = _beside(grads[0])
-        picture = torch.empty(len(gradient), 3, *ctx.rest[:2])
+        picture = gradient.new_empty(len(gradient), 3, *ctx.rest[:2])
         _run("fa_view_back", len(gradient), (gradient, ctx.theta, ctx.sigma, picture), *ctx.rest)
         return picture, None, None, None, None, None
 
@@ -195,8 +216,8 @@ def rows(maps: Tensor, count: int, step: int, padding: tuple[int, int], size: tu
 def unit_rms(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(each image's gradient at unit root mean square, its greatest magnitude).  [B, 3, h, w] -> the same, [B]."""
     gradient = gradient.contiguous()
-    unit, peak = torch.empty_like(gradient), torch.empty(len(gradient))
-    _run("fa_unit_rms", len(gradient), (gradient, unit, peak), gradient[0].numel())
+    unit, peak = torch.empty_like(gradient), gradient.new_empty(len(gradient))
+    _run("fa_unit_rms", len(gradient), (gradient, unit, peak), math.prod(gradient.shape[1:]))
     return unit, peak
 
 
@@ -205,7 +226,7 @@ def picture_back(gradient: Tensor, picture: Tensor, colour: Tensor, smooth: floa
 
     ``smooth`` times :func:`regularizers.total_variation_gradient`.  [B, 3, h, w] twice, [3, 3] -> [B, 3, h, w]
     """
-    gradient, picture, planes = gradient.contiguous(), picture.contiguous(), torch.empty(picture.shape)
+    gradient, picture, planes = gradient.contiguous(), picture.contiguous(), picture.new_empty(picture.shape)
     _run("fa_picture_back", len(picture), (gradient, picture, colour, planes), *picture.shape[2:], smooth)
     return planes
 
@@ -238,6 +259,7 @@ def pool(map: Tensor, geometry: Sequence[int], out: tuple[int, int], rectified: 
 def pool_back(gradient: Tensor, which: Tensor, size: torch.Size, geometry: Sequence[int]) -> Tensor:
     """The way back through :func:`pool` to a map of ``size`` [B, C, h, w]."""
     gradient = _beside(gradient)
+    gradient = gradient.to(torch.bfloat16 if which.dtype == torch.int16 else torch.float32)
     map, out = _empty(size, gradient), (gradient.shape[2], gradient.shape[3])
     _run("fa_pool_back", len(map), (gradient, which, map), *_pooled(size, gradient.dtype, out, geometry), False)
     return map

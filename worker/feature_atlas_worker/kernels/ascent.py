@@ -33,7 +33,7 @@ class KernelAscent(Ascent):
         shown = torch.sigmoid(basis.coloured(planes.detach())).requires_grad_()
         gradient = self._objective_gradient(now, coarse, shown, allow, row)
         smooth = recipe.total_variation / (1 if recipe.penalties == "relative" else shown[0].numel())
-        colour = basis.colour if basis.colour is not None else torch.eye(3)
+        colour = basis.colour if basis.colour is not None else torch.eye(3, out=shown.new_empty(3, 3))
         gradient = kernels.picture_back(gradient, shown.detach(), colour, smooth)
         (gradient,) = torch.autograd.grad(planes, parameters, gradient)
         self._update(now, gradient)

@@ -10,9 +10,11 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
@@ -41,43 +43,55 @@ def sources() -> list[Path]:
 
 
 def fingerprint() -> str:
-    """What the sources are: a library made of others is not used."""
+    """What the libraries are made of, and how: one made of something else is not used."""
     found = hashlib.sha256()
-    for path in [*sources(), *sorted(FOLDER.glob("*.h"))]:
+    for path in [*sources(), *sorted(FOLDER.glob("*.h")), Path(__file__)]:
         found.update(path.read_bytes())
     return found.hexdigest()[:16]
 
 
-def compiler() -> str | None:
-    """A C compiler: the one in ``CC``, or the system's; None where there is none."""
-    wanted = os.environ.get("CC", "cc").split()
-    return shutil.which(wanted[0]) if wanted else None
+def compiler() -> list[str]:
+    """The command of a C compiler: what ``CC`` says, or the system's; empty where there is none."""
+    wanted = shlex.split(os.environ.get("CC", "cc"))
+    found = shutil.which(wanted[0]) if wanted else None
+    return [found, *wanted[1:]] if found else []
 
 
 def build() -> list[Path]:
-    """Compiles a library for every kind of processor.  -> those that came about.
+    """Compiles a library for every kind of processor.  -> those that came about, at least one.
 
     Raises:
         RuntimeError: there is no compiler, or it fails; with its reason.
     """
-    cc = compiler()
-    if cc is None or sys.platform == "win32":
+    command = compiler()
+    if not command or sys.platform == "win32":
         raise RuntimeError("no C compiler (cc on PATH, or its name in CC): PyTorch does the kernels' work, more slowly")
-    x86 = len(generations()) > 1
-    made = []
+    made, reasons = [], []
     for generation in generations():
-        target = library(generation)
-        part = target.with_name(f".{target.name}.{os.getpid()}")
-        options = [option for option in _OPTIONS if x86 or not option.startswith("-mprefer")]
-        options += [f"-march={generation}"] if x86 else []
-        command = [cc, *options, f'-DFINGERPRINT="{fingerprint()}"', "-o", str(part), *map(str, sources()), "-lm"]
         try:
-            done = subprocess.run(command, capture_output=True, text=True)
-        except OSError as error:
-            raise RuntimeError(f"{cc} cannot be run ({error.strerror})") from error
-        if done.returncode:
-            part.unlink(missing_ok=True)
-            raise RuntimeError(f"{cc} fails: {done.stderr.strip()[:400]}")
-        part.replace(target)  # one step: a process that loads it sees the old one or the new one
-        made.append(target)
+            made.append(_compiled(command, generation))
+        except (RuntimeError, OSError) as error:  # an older compiler does not know the latest processors
+            reasons.append(f"{' '.join(command)} fails: {error}")
+    if not made:
+        raise RuntimeError(reasons[-1])
     return made
+
+
+def _compiled(command: list[str], generation: str) -> Path:
+    x86 = len(generations()) > 1
+    options = [f"-march={generation}", *_OPTIONS] if x86 else [o for o in _OPTIONS if not o.startswith("-mprefer")]
+    number, name = tempfile.mkstemp(".so", ".kernels-", FOLDER)
+    os.close(number)
+    part = Path(name)
+    try:
+        made_of = f'-DFINGERPRINT="{fingerprint()}"'
+        done = subprocess.run(
+            [*command, *options, made_of, "-o", name, *map(str, sources()), "-lm"], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[:400])
+        part.chmod(0o644)
+        part.replace(library(generation))  # one step: a process that loads it sees the old one or the new one
+    finally:
+        part.unlink(missing_ok=True)
+    return library(generation)

@@ -26,9 +26,10 @@ typedef struct {
 #define STORE(to, vector) memcpy(to, &(vector), sizeof(vector))
 #define CHOOSE(mask, one, other) (((mask) & (one)) | (~(mask) & (other)))
 
-/* A whole number of the same order, and back; what is no number is above all. */
+/* A whole number of the same order; what is no number is above all, and both zeros are one. */
 INLINE shorts rank_of(shorts bits) {
     shorts rank = bits ^ (bits >> 15 & 0x7fff), none = (bits & 0x7fff) > 0x7f80;
+    rank -= rank == -1;
     return CHOOSE(none, 0x7fff, rank);
 }
 

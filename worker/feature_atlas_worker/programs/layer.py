@@ -76,7 +76,7 @@ def compiled_layer(
         if _same(run, found, probe):
             return found
         log.info("layer %s runs as it is: its program answers otherwise", layer)
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # of somebody's modules
         log.info("layer %s runs as it is: %s", layer, error)

@@ -34,7 +34,7 @@ class MaxPool(Operation):
     def ahead(self, way: Way, *values: Any) -> tuple[Any, Any]:  # noqa: D102
         (x,) = values
         masking = self._rectified and way.allow is None
-        if self._own and kernels.can_pool(x, self._geometry):
+        if self._own and kernels.can_pool(x, self._geometry) and min(self._size(x)) > 0:
             out, which = kernels.pool(x, self._geometry, self._size(x), masking)
             return out, (x.shape, which)
         out, which = _aten.max_pool2d_with_indices.default(x, *self._pairs, self._ceil)
@@ -62,4 +62,5 @@ def _pooled(length: int, kernel: int, stride: int, padding: int, ceil: bool) -> 
 
 
 def _pair(value: Any) -> list[int]:
-    return [value, value] if isinstance(value, int) else [int(v) for v in value]
+    pair = [value] if isinstance(value, int) else [int(v) for v in value]
+    return pair * 2 if len(pair) == 1 else pair
