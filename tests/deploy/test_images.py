@@ -68,7 +68,7 @@ def test_a_wheel_is_made_of_what_is_sent_to_the_engine(tmp_path: Path, monkeypat
         target = tmp_path / "context" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+            shutil.copytree(ROOT / name, target, ignore=shutil.ignore_patterns("*.kernels", "__pycache__"))
         else:
             shutil.copy(ROOT / name, target)
     monkeypatch.setenv("CC", "no-such-compiler")  # the wheel's own tests compile

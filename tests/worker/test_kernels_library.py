@@ -50,8 +50,8 @@ def test_a_library_that_does_not_fit_is_said_and_not_used(
         monkeypatch.setattr(kernels, "fingerprint", lambda: "other")
         says = "was made of other sources"
     else:
-        (tmp_path / "kernels.so").write_text("no library")
-        monkeypatch.setattr(kernels, "library", lambda _generation: tmp_path / "kernels.so")
+        (tmp_path / "some.kernels").write_text("no library")
+        monkeypatch.setattr(kernels, "library", lambda _generation: tmp_path / "some.kernels")
         says = "cannot be used"
     kernels._library.cache_clear()
     assert not kernels.available()
@@ -59,7 +59,7 @@ def test_a_library_that_does_not_fit_is_said_and_not_used(
 
 
 def test_there_is_a_sentence_where_nothing_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = {path: path.stat().st_mtime_ns for path in build.FOLDER.glob("*.so")}
+    before = {path: path.stat().st_mtime_ns for path in build.FOLDER.glob("*.kernels")}
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(RuntimeError, match="no C compiler"):
         build.build()
@@ -69,8 +69,8 @@ def test_there_is_a_sentence_where_nothing_can_be_compiled(monkeypatch: pytest.M
     command = [sys.executable, "-m", "feature_atlas_worker.kernels"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and "Traceback" not in done.stderr and "false fails" in done.stderr
-    assert {path: path.stat().st_mtime_ns for path in build.FOLDER.glob("*.so")} == before
-    assert not list(build.FOLDER.glob(".kernels*")), "nothing half-made stays"
+    assert {path: path.stat().st_mtime_ns for path in build.FOLDER.glob("*.kernels")} == before
+    assert not list(build.FOLDER.glob(".new-*")), "nothing half-made stays"
 
 
 def test_no_memory_is_an_error_and_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:

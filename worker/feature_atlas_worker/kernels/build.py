@@ -33,8 +33,11 @@ def generations() -> tuple[str, ...]:
 
 
 def library(generation: str) -> Path:
-    """Where the library for a kind of processor lies."""
-    return FOLDER / f"kernels-{generation}.so"
+    """Where the library for a kind of processor lies.
+
+    Not named as Python's own extension modules are, which it is none of.
+    """
+    return FOLDER / f"{generation}.kernels"
 
 
 def sources() -> list[Path]:
@@ -80,7 +83,7 @@ def build() -> list[Path]:
 def _compiled(command: list[str], generation: str) -> Path:
     x86 = len(generations()) > 1
     options = [f"-march={generation}", *_OPTIONS] if x86 else [o for o in _OPTIONS if not o.startswith("-mprefer")]
-    number, name = tempfile.mkstemp(".so", ".kernels-", FOLDER)
+    number, name = tempfile.mkstemp(".kernels", ".new-", FOLDER)
     os.close(number)
     part = Path(name)
     try:
