@@ -110,8 +110,9 @@ def _run(name: str, images: int, tensors: Sequence[Tensor], *rest: float) -> Non
     if threads <= 1:
         failed = part(0, images)
     else:
-        bounds = [images * i // threads for i in range(threads + 1)]
-        failed = any([wait() for wait in [_begun(threads, part, *pair) for pair in itertools.pairwise(bounds)]])
+        own, *others = itertools.pairwise([images * i // threads for i in range(threads + 1)])
+        waits = [_begun(threads, part, *other) for other in others]
+        failed = any([part(*own), *[wait() for wait in waits]])
     if failed:
         raise MemoryError(f"not enough memory for {name}")
 
