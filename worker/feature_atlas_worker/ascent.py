@@ -212,11 +212,10 @@ class Ascent:
             allow_unused=bool(self.network.trained),
         )  # fmt: skip
         self._record(row, loss, chosen)
-        unit, peak = self._unit_rms(gradient) if relative else (gradient, peaks(gradient))
+        gradient, peak = self._unit_rms(gradient) if relative else (gradient, peaks(gradient))
         self.blocked.copy_(peak.flatten() == 0)
         if not relative:
             return gradient
-        gradient = unit
         if sameness is not None:
             (apart,) = torch.autograd.grad(sameness.sum(), picture)
             weight = recipe.diversity * sameness.detach().clamp(min=0).repeat_interleave(recipe.images)

@@ -29,14 +29,6 @@ INLINE float from_half(uint16_t half) {
     return number;
 }
 
-/* bf16, to nearest, ties to even; what is no number stays none. */
-INLINE uint16_t to_half(float number) {
-    uint32_t bits;
-    memcpy(&bits, &number, sizeof bits);
-    uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-    return (uint16_t)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
-
 INLINE int64_t smaller(int64_t one, int64_t other) { return one < other ? one : other; }
 INLINE int64_t larger(int64_t one, int64_t other) { return one > other ? one : other; }
 

@@ -152,7 +152,7 @@ INLINE void blur_row(const Geometry *of, Room *room, int64_t y) {
 }
 
 /* [3, height, width] -> [out_height, out_width, 3] */
-INLINE void view_one(const Geometry *of, Room *room, const float *picture, const float *theta, float sigma,
+static void view_one(const Geometry *of, Room *room, const float *picture, const float *theta, float sigma,
                      float *view) {
     int64_t h = of->height, w = of->width, plane = h * w, out_w = of->out_width, r = of->reach;
     memset(room->source, 0, (size_t)((h + 2) * (w + 2)) * sizeof(pixel));
@@ -180,7 +180,7 @@ INLINE void view_one(const Geometry *of, Room *room, const float *picture, const
 }
 
 /* [out_height, out_width, 3] -> [3, height, width] */
-INLINE void view_back_one(const Geometry *of, Room *room, const float *gradient, const float *theta, float sigma,
+static void view_back_one(const Geometry *of, Room *room, const float *gradient, const float *theta, float sigma,
                           float *picture) {
     int64_t h = of->height, w = of->width, plane = h * w, out_w = of->out_width, r = of->reach;
     memset(room->source, 0, (size_t)((h + 2) * (w + 2)) * sizeof(pixel));
@@ -205,33 +205,33 @@ INLINE void view_back_one(const Geometry *of, Room *room, const float *gradient,
     }
 }
 
-/* Images first to last - 1 of a batch; 0, or 1 where there is no memory. */
+/* Images first to last - 1 of a batch, `taken` numbers each, one after the other; 1 where there is no memory. */
+static int every(void (*one)(const Geometry *, Room *, const float *, const float *, float, float *), const float *from,
+                 int64_t taken, const float *thetas, const float *sigmas, float *to, int64_t given, int64_t first,
+                 int64_t last, const Geometry *of) {
+    Room room;
+    char *memory = room_of(of, &room);
+    if (!memory) return 1;
+    for (int64_t i = first; i < last; i++)
+        one(of, &room, from + i * taken, thetas + i * 6, sigmas[i], to + i * given);
+    free(memory);
+    return 0;
+}
+
 EXPORT int fa_view(const float *pictures, const float *thetas, const float *sigmas, float *views, int64_t first,
                    int64_t last, int64_t height, int64_t width, int64_t out_height, int64_t out_width, int64_t reach,
                    float fill) {
     Geometry of = {height, width, out_height, out_width, reach, fill};
-    Room room;
-    char *memory = room_of(&of, &room);
-    if (!memory) return 1;
-    for (int64_t i = first; i < last; i++)
-        view_one(&of, &room, pictures + i * 3 * height * width, thetas + i * 6, sigmas[i],
-                 views + i * 3 * out_height * out_width);
-    free(memory);
-    return 0;
+    int64_t picture = 3 * height * width, view = 3 * out_height * out_width;
+    return every(view_one, pictures, picture, thetas, sigmas, views, view, first, last, &of);
 }
 
 EXPORT int fa_view_back(const float *gradients, const float *thetas, const float *sigmas, float *pictures, int64_t first,
                         int64_t last, int64_t height, int64_t width, int64_t out_height, int64_t out_width,
                         int64_t reach, float fill) {
     Geometry of = {height, width, out_height, out_width, reach, fill};
-    Room room;
-    char *memory = room_of(&of, &room);
-    if (!memory) return 1;
-    for (int64_t i = first; i < last; i++)
-        view_back_one(&of, &room, gradients + i * 3 * out_height * out_width, thetas + i * 6, sigmas[i],
-                      pictures + i * 3 * height * width);
-    free(memory);
-    return 0;
+    int64_t picture = 3 * height * width, view = 3 * out_height * out_width;
+    return every(view_back_one, gradients, view, thetas, sigmas, pictures, picture, first, last, &of);
 }
 
 /* (picture - mean) / std, colours side by side: [B, 3, plane], or [B, plane, 3] where `beside`, -> [B, plane, 3].  With
