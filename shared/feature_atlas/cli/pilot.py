@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from feature_atlas_producer.estimate import Measured
     from feature_atlas_worker.execute import Executor, Outcome
 
-#: Seconds that one sample may take: longer optimisations are cut short and scaled up.
+#: Seconds that one sample may take: longer optimisations are cut short, and their steps counted up.
 _BUDGET = 10.0
-#: The share of the full time that the first pilot steps take, at least this many.
-_FEWEST = 4
+#: Steps of the first, short run of a sample, and the fewest of the second.
+_FEW, _MORE = 4, 16
 
 
 class Pilot:
@@ -56,13 +56,14 @@ class Pilot:
         if not self._warm:
             self._run(_shortened(jobs, 1))
             self._warm = True
-        few = min(_FEWEST, steps)
+        few = min(_FEW, steps)
         seconds, size = self._run(_shortened(jobs, few))
-        affordable = int(_BUDGET / max(seconds, 1e-6) * few)
-        if few < steps and affordable > 2 * few:
-            few = min(steps, affordable)
-            seconds, size = self._run(_shortened(jobs, few))
-        return Measured(seconds / len(jobs) * steps / few, size / len(jobs))
+        if few < steps:
+            # Opening the layer and measuring the pictures take as long as many steps, whatever their number is.
+            most = min(steps, max(_MORE, int(_BUDGET / max(seconds, 1e-6) * few)))
+            longer, size = self._run(_shortened(jobs, most))
+            seconds = longer + (steps - most) * max(0.0, longer - seconds) / (most - few)
+        return Measured(seconds / len(jobs), size / len(jobs))
 
     def _run(self, jobs: Sequence[Job]) -> tuple[float, int]:
         failures = []
@@ -87,6 +88,8 @@ class Pilot:
 
 
 def _shortened(jobs: Sequence[Job], steps: int) -> list[Job]:
+    """The same with fewer steps, as many of them unlike the others in proportion."""
     recipe = jobs[0].recipe
-    changed = recipe.model_copy(update={"steps": steps, "coarse_steps": min(recipe.coarse_steps, steps)})
+    parts = {name: round(getattr(recipe, name) * steps / recipe.steps) for name in ("coarse_steps", "redirect")}
+    changed = recipe.model_copy(update={"steps": steps, **parts})
     return [job.model_copy(update={"recipe": changed}) for job in jobs]
