@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ from torch import nn
 from feature_atlas.presets import preset
 from feature_atlas.spec import Recipe
 from feature_atlas_worker import builtin
+from feature_atlas_worker.ascent import Ascent, Trace
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.render import Target, Visualization, render
+from feature_atlas_worker.rewrite import ALL, Rewrites
 from tests import networks
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +76,24 @@ def test_neither_do_neighbours_that_are_tried_again() -> None:
     for place, channel in enumerate(channels):
         (alone,) = rendered([channel], 3, default(24, 10), made)
         assert same(alone, together[place])
+
+
+@pytest.mark.parametrize(
+    ("rewrites", "sizes"), [(ALL, [3, 1, 1]), (Rewrites(side_by_side="always"), [4, 4, 4])], ids=["proved", "padded"]
+)
+def test_who_is_tried_again_is_alone_where_the_shape_of_a_batch_does_not_show(
+    rewrites: Rewrites, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, run = [], Ascent.run
+
+    def counted(ascent: Ascent, *arguments: Any) -> Trace:
+        seen.append(len(ascent.channels))
+        return run(ascent, *arguments)
+
+    monkeypatch.setattr(Ascent, "run", counted)
+    made, wanted = networks.dead(), [Target("relu2", channel) for channel in (networks.DEAD, 0, 5)]
+    render(VisionModel(*made), wanted, default(24, 4), batch=4, rewrites=rewrites)
+    assert seen == sizes
 
 
 def test_neither_do_neighbours_that_must_be_woken() -> None:
@@ -142,7 +163,6 @@ def test_neither_does_the_shape_of_the_batch(layer: str) -> None:
     model, recipe = VisionModel(*builtin.load("demo")), default(48, 24)
     wanted = [Target(layer, channel) for channel in range(5)]
     together = render(model, wanted, recipe, batch=5)
-    for v in together[:2]:
-        (alone,) = render(model, [v.target], recipe, batch=1)
-        assert np.array_equal(alone.images, v.images)
-        assert alone.activation == v.activation
+    for size in (1, 2, 3):
+        in_parts = render(model, wanted[:3], recipe, batch=size)
+        assert all(same(one, other) for one, other in zip(in_parts, together, strict=False))

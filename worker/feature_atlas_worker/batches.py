@@ -44,7 +44,7 @@ class BatchSizes:
 
     def __init__(self, device: torch.device, asked: int | None = None) -> None:
         self.device = device
-        #: A size that was asked for is kept, and partial batches are padded to it: same shape, same bits.
+        #: A size that was asked for is kept, and on a GPU partial batches are padded to it: same shape, same bits.
         self.asked = asked
         self._most: dict[_Group, int] = {}
         #: Least seconds per image and step of each size.

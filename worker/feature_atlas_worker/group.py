@@ -98,7 +98,7 @@ class GroupRun:
         return self.stopped
 
     def _attempt(self, batch: Sequence[Job], shape: int) -> None:
-        """Renders a batch padded to ``shape``; divides it until what fails is alone."""
+        """Renders a batch, where need be padded to ``shape``; divides it until what fails is alone."""
         if self.hopeless is not None:
             for job in batch:
                 self._fail(job, "failed", self.hopeless, "", final=True)

@@ -80,6 +80,11 @@ class Network:
         self.map = (0, 0)
         self.rewrites = rewrites
 
+    @property
+    def shape_shows(self) -> bool:
+        """Whether a picture's bits may depend on the number of others beside it; on a CPU a trial sees to it."""
+        return self.device.type != "cpu" or self._side_by_side == "always"
+
     def __call__(
         self, picture: Tensor, allow: Tensor | None = None, *, climbing: bool = False, own: Tensor | None = None
     ) -> Tensor:

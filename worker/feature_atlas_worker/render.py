@@ -1,7 +1,7 @@
 """``(model, targets, recipe) -> visualizations``: the renderer as a plain function.
 
 One channel is one independent optimisation; several run side by side in one forward pass because a processor is
-idle otherwise.  Partial batches are padded to the fixed shape, so that a job alone equals the same job in a batch.
+idle otherwise.  A job alone equals the same job in a batch: on a GPU partial batches are padded to the fixed shape.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def render(
         targets: all of one layer.
         recipe: every number that can change a pixel, see ``feature_atlas.presets``.
         seeds: one per target; by default from the recipe's seed, layer and channel.
-        batch: jobs side by side; the shape is padded to it.  Default: all at once, at most 16.
+        batch: jobs side by side; on a GPU the shape is padded to it.  Default: all at once, at most 16.
         device: where to render: cpu, cuda, cuda:N, or auto.
         stop: asked between steps; True raises :class:`Stopped`.
         on_step: called with (steps done, steps of this batch).
@@ -128,12 +128,15 @@ def _batch(
     stop: Callable[[], bool] | None,
     on_step: Callable[[int, int], None] | None,
 ) -> list[Visualization]:
-    """One padded batch; what stays dead is tried again with other seeds, at the same shape."""
+    """One batch; what stays dead is tried again with other seeds.
+
+    Where the shape of a batch may show in its pictures, it is padded to ``width``, each time.
+    """
     found: dict[int, Visualization] = {}
     waiting = list(range(len(targets)))
     for attempt in range(SEEDS):
         tried = [seed if not attempt else seed_of(seed, "retry", 0, attempt) for seed in (seeds[i] for i in waiting)]
-        padding = width - len(waiting)
+        padding = width - len(waiting) if network.shape_shows else 0
         channels = [0 if recipe.objective == "layer" else targets[i].channel for i in waiting]
         ascent = ascent_of(network, recipe, channels + channels[:1] * padding, tried + tried[:1] * padding)
         trace = ascent.run(stop, on_step)
