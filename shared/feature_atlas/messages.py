@@ -25,13 +25,15 @@ VERSION = 1
 #: Bytes; ours have about 400.
 LONGEST = 8192
 
-#: What kombu keeps in Redis: messages taken and not acknowledged, and when they were last seen alive.
-UNACKED, UNACKED_INDEX = "unacked", "unacked_index"
-
 #: Headers that would make Celery unpack, wait, drop or send something.
 _UNWANTED = ("compression", "eta", "expires", "group", "chord", "stamps", "stamped_headers")
 
 _PREFIX = "feature-atlas:"
+#: What kombu keeps in Redis: messages taken and not acknowledged, when they were last seen alive, and who looks.  Under
+#: kombu's own names, whoever looked would send again what another application's workers hold.
+UNACKED, UNACKED_INDEX, UNACKED_MUTEX = (f"{_PREFIX}unacked{rest}" for rest in ("", "_index", "_mutex"))
+#: The same as an option of kombu's transport.
+UNACKED_KEYS = {"unacked_key": UNACKED, "unacked_index_key": UNACKED_INDEX, "unacked_mutex_key": UNACKED_MUTEX}
 #: Hash: atlas URL -> what the producer knows of it (JSON).
 ATLASES = f"{_PREFIX}atlases"
 Flag = Literal["paused", "cancelled"]

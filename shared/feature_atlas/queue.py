@@ -16,7 +16,7 @@ from celery import Celery
 from kombu import Connection, Exchange, Queue
 
 from feature_atlas.broker import for_kombu
-from feature_atlas.messages import QUEUE, TASK, VERSION, group
+from feature_atlas.messages import QUEUE, TASK, UNACKED_KEYS, VERSION, group
 from feature_atlas.spec import Unit
 
 #: What a worker needs of a message; Celery sends thrice as much.
@@ -63,6 +63,7 @@ def make_app(broker: str, *, visibility_timeout: float = 120.0, grace: float = 2
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
+            **UNACKED_KEYS,
             # Short, because leases are renewed while a batch renders.
             "visibility_timeout": visibility_timeout,
             # kombu's own default looks only every 100 s.

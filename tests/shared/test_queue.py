@@ -87,3 +87,17 @@ def test_a_worker_that_dies_while_it_looks_for_lost_messages_keeps_others_from_i
         # What a worker leaves behind that is killed, or loses the network, in the middle of a look.
         channel.client.lock(channel.unacked_mutex_key, timeout=channel.unacked_mutex_expire).acquire()
         assert 0 < channel.client.pttl(channel.unacked_mutex_key) <= 15_000
+
+
+def test_what_the_workers_of_another_application_hold_is_left_to_them(valkey: RedisServer) -> None:
+    """On the same database, with leases longer than ours."""
+    with Connection(valkey.url) as theirs, make_app(valkey.url, visibility_timeout=1).connection() as ours:
+        held = theirs.default_channel
+        theirs.SimpleQueue("celery").put("theirs")
+        assert held.basic_get("celery") is not None
+        with valkey.client() as client:
+            client.zadd("unacked_index", dict.fromkeys(client.hkeys("unacked"), 1.0))  # for years
+        for _ in range(20):
+            ours.default_channel.qos.restore_visible(interval=1)
+        with valkey.client() as client:
+            assert (client.hlen("unacked"), client.llen("celery")) == (1, 0)

@@ -18,6 +18,7 @@ from feature_atlas.messages import (
     QUEUE,
     UNACKED,
     UNACKED_INDEX,
+    UNACKED_KEYS,
     Message,
     attempts_key,
     dead_key,
@@ -101,7 +102,8 @@ def test_kombu_delivers_claimed_messages_again_as_they_were(
     before = [parse(raw) for raw in client.lrange(QUEUE, 0, -1)]
     hand.claim(GROUP, 9, 9)
     # As after a lease has run out.
-    with Connection(valkey.url, transport_options={"visibility_timeout": -10, "unacked_restore_throttle": 1}) as kombu:
+    options = {**UNACKED_KEYS, "visibility_timeout": -10, "unacked_restore_throttle": 1}
+    with Connection(valkey.url, transport_options=options) as kombu:
         kombu.default_channel.qos.restore_visible(interval=1)
     after = [parse(raw) for raw in client.lrange(QUEUE, 0, -1)]
     assert {(m.tag, m.order) for m in after} == {(m.tag, m.order) for m in before}
@@ -113,7 +115,7 @@ def test_what_kombu_took_is_found_under_its_tag_with_what_matters_beside_it(
     client: redis.Redis, hand: Hand, valkey: RedisServer
 ) -> None:
     send(client, "conv", range(1))
-    with Connection(valkey.url) as kombu:
+    with Connection(valkey.url, transport_options=UNACKED_KEYS) as kombu:
         message = kombu.default_channel.basic_get(QUEUE)
         order = order_of([ATLAS, "channel", "conv", 0])
         found = look(client, message.delivery_tag, order)
