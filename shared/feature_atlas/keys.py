@@ -30,6 +30,8 @@ ATLAS_JS = "atlas.js"
 STATUS_JS = "run/status.js"
 #: Tells a folder from another machine's folder of the same path.
 PLACE = "run/place"
+#: There while the atlas is paused: a broker may forget that.
+PAUSED = "run/paused"
 CONTACT_SHEET = "contact-sheet.png"
 #: What publish last wrote: plans, layers, files and the root digest; what a reader without listings starts from.
 PUBLISHED = "published.json"

@@ -49,6 +49,25 @@ def is_enqueued(store: Store) -> bool:
 def withdraw(store: Store) -> None:
     """Takes the token back: the atlas is cancelled.  Raises StoreError."""
     store.delete(keys.PLACE)
+    store.delete(keys.PAUSED)
+
+
+def hold(store: Store) -> None:
+    """Says in the atlas that it is paused: whoever sends its jobs to a new broker says so there.  Raises StoreError."""
+    store.put(keys.PAUSED, b"paused\n", content_type="text/plain")
+
+
+def release(store: Store) -> bool:
+    """Ends that; whether it was paused.  Raises StoreError."""
+    held = is_held(store)
+    if held:
+        store.delete(keys.PAUSED)
+    return held
+
+
+def is_held(store: Store) -> bool:
+    """Whether the atlas says that it is paused.  Raises StoreError."""
+    return _read(store, keys.PAUSED) is not None
 
 
 def difference(store: Store, described: str | bytes | None) -> str | None:
@@ -70,8 +89,12 @@ def difference(store: Store, described: str | bytes | None) -> str | None:
 
 
 def _token(store: Store) -> str | None:
+    return _read(store, keys.PLACE)
+
+
+def _read(store: Store, key: str) -> str | None:
     try:
-        return store.get(keys.PLACE).decode("ascii", "replace").strip() or None
+        return store.get(key).decode("ascii", "replace").strip() or None
     except ObjectNotFound:
         return None
 

@@ -17,6 +17,7 @@ from feature_atlas.errors import BrokerError, IntegrityError, ObjectNotFound
 from feature_atlas.manifest import Failure
 from feature_atlas.messages import (
     ATLASES,
+    FLAGS,
     QUEUE,
     UNACKED,
     attempts_key,
@@ -91,6 +92,8 @@ def reconcile(
         done, failed = _listed(client, atlas, (queued, in_hand), held)
         listing, started = time.monotonic() - started, time.monotonic()
         client.hset(ATLASES, atlas.url, place.describe(atlas.store))
+        if place.is_held(atlas.store):
+            client.hset(FLAGS, atlas.url, "paused")
         counts, sent = [0, 0, 0, 0], 0
         for variant, layer in atlas.plan.groups():
             planned, group = set(atlas.plan.channels(variant, layer)), (variant, layer)

@@ -31,15 +31,16 @@ return dropped
 _PART = 2000
 
 
-def cancel(client: redis.Redis, atlas: str) -> int:
+def cancel(client: redis.Redis, atlas: str, *, known: bool = False) -> int:
     """Takes the atlas's jobs out of the queue and stops those in hand; what is rendered stays.
 
-    Enqueuing the atlas again goes on with it.  Returns how many messages were dropped.
+    Enqueuing the atlas again goes on with it.  Returns how many messages were dropped.  ``known``: it was enqueued,
+    though the broker may have forgotten it.
 
     Raises:
         RequestError: the broker knows no such atlas.
     """
-    set_flag(client, atlas, "cancelled")
+    set_flag(client, atlas, "cancelled", known=known)
     client.hdel(ATLASES, atlas)
     drop = client.register_script(_DROP)
     dropped = 0
@@ -49,9 +50,9 @@ def cancel(client: redis.Redis, atlas: str) -> int:
     return dropped
 
 
-def pause(client: redis.Redis, atlas: str) -> None:
-    """Lets the batches in hand finish and leaves the rest in the queue.  Raises RequestError as :func:`cancel`."""
-    set_flag(client, atlas, "paused")
+def pause(client: redis.Redis, atlas: str, *, known: bool = False) -> None:
+    """Lets the batches in hand finish and leaves the rest in the queue.  As :func:`cancel`."""
+    set_flag(client, atlas, "paused", known=known)
 
 
 def resume(client: redis.Redis, atlas: str) -> None:
@@ -73,9 +74,9 @@ def flag(client: redis.Redis, atlas: str) -> Flag | None:
     return cast("Flag", value.decode()) if value else None
 
 
-def set_flag(client: redis.Redis, atlas: str, value: Flag) -> None:
-    """Tells every worker.  Raises RequestError where the broker knows no such atlas."""
-    if not client.hexists(ATLASES, atlas):
+def set_flag(client: redis.Redis, atlas: str, value: Flag, *, known: bool = False) -> None:
+    """Tells every worker.  Raises RequestError where nobody knows such an atlas."""
+    if not known and not client.hexists(ATLASES, atlas):
         raise RequestError(f"nothing of {atlas} is known to this broker{_known(client, atlas)}")
     client.hset(FLAGS, atlas, value)
 

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from feature_atlas import keys, manifest
+from feature_atlas import keys, manifest, place
 from feature_atlas.atlas import Atlas
 from feature_atlas.cli import main
 from feature_atlas.manifest import Failure
-from feature_atlas.messages import QUEUE, WORKERS, dead_key, field
+from feature_atlas.messages import FLAGS, QUEUE, WORKERS, dead_key, field
 from feature_atlas.monitor import Beat, GivenUp
 from feature_atlas.spec import Unit
 from tests.conftest import ROOT
@@ -246,6 +246,49 @@ def test_steering(command: Command, enqueued: tuple[str, list[str]]) -> None:
     assert command("resume", url, *broker).code == 0
     assert command("cancel", url, *broker).out.startswith("30 jobs taken out")
     assert command("enqueue", url, *broker).out.startswith("30 of 30 jobs sent")
+
+
+def test_a_pause_outlives_the_brokers_memory(
+    command: Command, enqueued: tuple[str, list[str]], valkey: RedisServer
+) -> None:
+    url, broker = enqueued
+    assert command("pause", url, *broker).code == 0
+    with valkey.client() as client:
+        client.flushall()
+    assert command("enqueue", url, *broker).out.startswith("30 of 30 jobs sent")  # as an idle worker does
+    assert "30 queued, 0 in hand (paused)" in command("status", url, *broker).out
+    assert command("resume", url, *broker).code == 0
+    with valkey.client() as client:
+        client.flushall()
+    command("enqueue", url, *broker)
+    assert "30 queued, 0 in hand\n" in command("status", url, *broker).out
+
+
+def test_a_broker_that_has_forgotten_an_atlas_can_be_told(
+    command: Command, enqueued: tuple[str, list[str]], valkey: RedisServer
+) -> None:
+    url, broker = enqueued
+    with valkey.client() as client:
+        client.flushall()
+        assert "paused" in command("pause", url, *broker).out
+        assert client.hget(FLAGS, url) == b"paused"
+        client.flushall()
+        assert command("resume", url, *broker).out == "resumed\n"
+        assert command("resume", url, *broker).code == 2
+        assert command("cancel", url, *broker).out.startswith("0 jobs taken out")
+        assert client.hget(FLAGS, url) == b"cancelled"
+    assert not place.is_enqueued(Atlas.open(url).store)
+    assert command("cancel", url + "x", *broker).code == 2
+
+
+def test_a_pause_that_the_atlas_cannot_keep_is_one_all_the_same(
+    command: Command, enqueued: tuple[str, list[str]], valkey: RedisServer
+) -> None:
+    url, broker = enqueued
+    Path(url, keys.PAUSED).mkdir(parents=True)  # no file can be written there
+    ended = command("pause", url, *broker)
+    assert ended.code == 0 and "it ends with the broker's memory" in ended.err
+    assert "(paused)" in command("status", url, *broker).out
 
 
 @pytest.mark.parametrize("name", ["cancel", "pause", "resume"])

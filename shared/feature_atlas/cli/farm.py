@@ -8,19 +8,21 @@ import importlib.util
 import json
 import os
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from feature_atlas.cli import codes, hints, selection
 from feature_atlas.cli.progress import Progress
-from feature_atlas.errors import RequestError
+from feature_atlas.errors import RequestError, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from feature_atlas.atlas import Atlas
     from feature_atlas.settings import Settings
+    from feature_atlas.store import Store
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -202,22 +204,44 @@ def run_steer(args: argparse.Namespace) -> int:
     client = connect(settings.broker)
     try:
         if args.command == "cancel":
-            dropped = steer.cancel(client, url)
+            dropped = steer.cancel(client, url, known=_was_enqueued(store))
             place.withdraw(store)
             again = f"{hints.program()} enqueue {shlex.quote(url)}"
             print(f"{dropped} jobs taken out of the queue; to go on one day: {again}")
         elif args.command == "pause":
-            steer.pause(client, url)
+            steer.pause(client, url, known=_was_enqueued(store))
+            _note_pause(store)
             again = f"{hints.program()} resume {shlex.quote(url)}"
             print(f"paused; batches in hand are finished.  To go on: {again}")
         else:
-            steer.resume(client, url)
+            # First here: the broker may have forgotten the pause, and would be told of it again.
+            if not place.release(store) or steer.flag(client, url) is not None:
+                steer.resume(client, url)
             print("resumed")
     except trouble() as error:
         raise explain(error, settings.broker) from error
     finally:
         client.close()
     return codes.DONE
+
+
+def _was_enqueued(store: Store) -> bool:
+    """Whether the atlas says so itself; the broker may have forgotten it, or the atlas be none."""
+    from feature_atlas import place
+
+    try:
+        return place.is_enqueued(store)
+    except StoreError:
+        return False
+
+
+def _note_pause(store: Store) -> None:
+    from feature_atlas import place
+
+    try:
+        place.hold(store)
+    except StoreError as error:
+        print(f"the pause could not be noted in the atlas ({error}): it ends with the broker's memory", file=sys.stderr)
 
 
 def _settings(args: argparse.Namespace, *, broker: bool = True) -> Settings:
