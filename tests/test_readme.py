@@ -78,7 +78,8 @@ def test_the_commands_of_the_readme_run(tmp_path: Path, moto: MotoServer) -> Non
             for path in filter(Path.is_file, atlas.rglob("*")):
                 key = f"resnet50/{path.relative_to(atlas).as_posix()}"
                 moto.client().put_object(Bucket=bucket, Key=key, Body=path.read_bytes())
-    assert {path.name for path in tmp_path.iterdir()} == {"atlas-resnet50", "mine", "look.html", "layer.html"}
+    made = {"atlas-resnet50", "atlas-mine", "mine", "my_nets.py", "look.html", "layer.html"}
+    assert {path.name for path in tmp_path.iterdir()} - {"__pycache__"} == made
 
 
 def test_the_first_screen_has_two_commands_and_no_more() -> None:

@@ -201,6 +201,13 @@ def test_a_dead_channel_is_called_dead_after_three_seeds(layer: str, start: str)
     assert progress == [1, 2, 3, 4] * 3
 
 
+def test_a_channel_that_answers_and_was_not_raised_is_not_said_to_answer_to_nothing() -> None:
+    # A step that is far too large leads anywhere.
+    (seen,) = render(VisionModel(*networks.toy()), targets("conv2", 3), small(steps=1, learning_rate=100.0))
+    assert seen.status == "dead" and seen.activation is not None and seen.activation.noise_std > 0
+    assert "it answers to noise, so more steps or another preset may raise it" in seen.reason
+
+
 def test_a_dead_channel_is_dead_downwards_too() -> None:
     (dead,) = render(
         VisionModel(*networks.dead()), targets("conv2", networks.DEAD), small(sign=-1, steps=2, coarse_steps=0)

@@ -168,7 +168,7 @@ def _results(
         mean, std = float(noise_mean[target.channel]), float(noise_std[target.channel])
         numbers = (float(start[i]), float(best[i]), float(final[i]), *robust[i].tolist(), mean, std)
         finite = bool(np.isfinite(numbers).all()) and bool(torch.isfinite(trace.image[i]).all())
-        status, reason = _status(recipe, finite, bool(blocked[i]), float(start[i]), float(best[i]))
+        status, reason = _status(recipe, finite, bool(blocked[i]), float(start[i]), float(best[i]), std)
         found.append(
             Visualization(
                 target=target,
@@ -192,7 +192,7 @@ def _results(
 
 
 def _status(
-    recipe: Recipe, finite: bool, blocked: bool, start: float, best: float
+    recipe: Recipe, finite: bool, blocked: bool, start: float, best: float, noise_std: float
 ) -> tuple[Literal["ok", "dead", "nan"], str]:
     if not finite:
         return "nan", "the activation or the picture is not finite"
@@ -200,5 +200,10 @@ def _status(
     moved = "rose above" if recipe.sign > 0 else "fell below"
     if gain > 1e-6 * max(abs(start), abs(best)):
         return "ok", ""
-    why = "its whole gradient is blocked" if blocked else "it answers to nothing"
+    if blocked:
+        why = "its whole gradient is blocked"
+    elif noise_std > 0:
+        why = "it answers to noise, so more steps or another preset may raise it"
+    else:
+        why = "it answers to nothing"
     return "dead", f"the activation never {moved} its start of {start:.4g}: {why}"
