@@ -218,3 +218,10 @@ def test_labels_and_selectors_meet() -> None:
 def test_files_are_yaml_with_one_style() -> None:
     for file in kubernetes.FOLDER.rglob("*.yaml"):
         assert list(yaml.safe_load_all(file.read_text())), file
+
+
+def test_a_worker_on_cpus_takes_as_many_threads_as_it_requests() -> None:
+    pod = kubernetes.one("overlays/cpu", "Deployment", "worker")["spec"]["template"]["spec"]
+    (worker,) = pod["containers"]
+    threads = {each["name"]: each.get("value") for each in worker["env"]}["OMP_NUM_THREADS"]
+    assert threads == worker["resources"]["requests"]["cpu"]
