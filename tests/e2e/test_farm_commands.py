@@ -378,3 +378,12 @@ def test_a_dry_run_says_how_much_it_would_be_and_does_nothing(command: Command, 
     assert not atlas.exists()
     text = command("enqueue", str(atlas), *MODEL, *TINY, "--dry-run", "--no-pilot").out
     assert re.search(r"30 jobs \(0 of 30 are done\)\n  about .* GB", text)
+
+
+def test_who_asks_for_a_transformer_is_told_how_little_of_it_is_taken(command: Command, tmp_path: Path) -> None:
+    def told(model: str, *options: str) -> str:
+        look = ("--weights", "random:0", "--dry-run", "--no-pilot", *options)
+        return command("enqueue", str(tmp_path / "atlas"), "--model", model, *look).err
+
+    assert "swin_t: 1 of 155 layers are convolutions, and only these are taken; --kinds all" in told("swin_t")
+    assert "convolutions" not in told("swin_t", "--kinds", "all") + told("resnet50")

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: Pixels a side that the networks of the table take, but for networks.ONE_SIZE; no preset goes below.
 USUAL = 128
+#: A network with a smaller share of convolutions is hardly made of them.
+_FEW = 0.05
 
 
 @dataclass(frozen=True)
@@ -116,8 +118,21 @@ def requests(args: argparse.Namespace, settings: Settings) -> list[Request]:
             network, ref, layers=args.layers, channels=args.channels, kinds=args.kinds.split(","),
             variants=args.variant or ("channel",), changes=changes,
         )  # fmt: skip
+        if (args.layers, args.kinds) == ("*", "conv"):
+            _tell_left_out(model, network)
         found.append(Request(args.url if len(names) == 1 else join(args.url, name), ref, file, weights))
     return found
+
+
+def _tell_left_out(model: str, network: Network) -> None:
+    """A transformer has a convolution or two, and who asks for everything would get these only."""
+    taken = sum(layer.kind == "conv" for layer in network.layers)
+    if taken < _FEW * len(network.layers):
+        print(
+            f"{model}: {taken} of {len(network.layers)} layers are convolutions, and only these are taken; --kinds all"
+            " takes every layer, --layers some",
+            file=sys.stderr,
+        )
 
 
 def check_nothing_chosen(args: argparse.Namespace) -> None:
