@@ -70,12 +70,12 @@ def close(one: Tensor, other: Tensor, share: float = 1e-4) -> None:
 
 def programmed(network: Network) -> bool:
     """Whether a program runs, once something was climbed."""
-    return network._program is not None
+    return network.facts.program is not None
 
 
 def operations(network: Network) -> list[object]:
-    assert network._program is not None
-    return [line.operation for line in network._program._whole.lines]
+    assert network.facts.program is not None
+    return [line.operation for line in network.facts.program._whole.lines]
 
 
 @functools.cache

@@ -43,10 +43,10 @@ def test_channels_that_are_rescaled(kind: str) -> None:
     with opened(module, "last") as network, opened(module, "last", Rewrites(half=False, program=False)) as plain:
         for ours, theirs in zip(climbed(network, pictures()), climbed(plain, pictures()), strict=True):
             close(ours, theirs)
-        if network._program is not None:
+        if network.facts.program is not None:
             found = [type(each) for each in operations(network)]
             assert (Rescale in found, Other in found) == (rescaled, not rescaled)
-        assert network._program is not None or not rescaled
+        assert network.facts.program is not None or not rescaled
 
 
 def test_some_of_more_channels_are_no_rescaled_map() -> None:

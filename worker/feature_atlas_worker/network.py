@@ -11,17 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from feature_atlas.errors import RequestError
 from feature_atlas.spec import Recipe
 from feature_atlas_worker import kernels
-from feature_atlas_worker.activations import count_calls, find, frozen, tap
+from feature_atlas_worker.activations import find, frozen, tap
 from feature_atlas_worker.devices import computes_half
+from feature_atlas_worker.facts import Facts, facts_of
 from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import redirecting
 from feature_atlas_worker.heap import keep_freed_memory
-from feature_atlas_worker.inspect import layer_layout, reason, refused
+from feature_atlas_worker.inspect import refused
 from feature_atlas_worker.objectives import canonical, looks_at_one_channel
-from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.layer import CompiledLayer, compiled_layer
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
@@ -30,8 +29,6 @@ log = logging.getLogger(__name__)
 
 #: Images that a CPU runs side by side at most: more are no faster, and less fits into its cache.
 WIDTH = 16
-_EVERY = 1 << 30
-
 
 Run = Callable[[Tensor], Tensor]
 
@@ -53,19 +50,14 @@ class Network:
     """``picture in [0, 1] [B, 3, h, w] -> activations [B, C, h', w']``, an fp32 tensor; use :func:`open_network`."""
 
     def __init__(
-        self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: Run, calls: int, layout: str,
+        self, model: Model, module: nn.Module, layer: str, recipe: Recipe, run: Run, facts: Facts,
         device: torch.device, rewrites: Rewrites = ALL,
     ) -> None:  # fmt: skip
+        self.facts = facts
         self._side_by_side, self._half = rewrites.side_by_side, rewrites.half and computes_half(device)
-        #: What runs instead where only the direction counts; made when first asked for.
-        self._program: CompiledLayer | None = None
-        self._programmed = not (rewrites.program and device.type == "cpu")
         self._kernels = rewrites.kernels and rewrites.channels_last and len(model.mean) == len(model.std) == 3
-        self._calls = calls
-        #: Images that run side by side; found by a trial when first asked for.
-        self._width = 0 if device.type == "cpu" else _EVERY
         self._format = torch.channels_last if rewrites.channels_last else torch.contiguous_format
-        self.layer, self.layout, self.device = layer, layout, device
+        self.layer, self.layout, self.device = layer, facts.layout, device
         #: The copy that really runs; another one as soon as the model's weights change.
         self.module = module
         #: Weights that get a gradient as well: none, unless they are not frozen.
@@ -75,10 +67,17 @@ class Network:
         self._std = torch.tensor(model.std, dtype=torch.float32, device=device).view(1, -1, 1, 1)
         self._resample = recipe.network_size
         self._alone = looks_at_one_channel(recipe)
-        self.channels = 0
-        #: (height, width) of the layer's map, for a picture of the recipe's size.
-        self.map = (0, 0)
         self.rewrites = rewrites
+
+    @property
+    def channels(self) -> int:
+        """Of the layer."""
+        return self.facts.channels
+
+    @property
+    def map(self) -> tuple[int, int]:
+        """(height, width) of the layer's map, for a picture of the recipe's size."""
+        return self.facts.map
 
     @property
     def shape_shows(self) -> bool:
@@ -96,12 +95,13 @@ class Network:
         """
         if self._resample is not None and picture.shape[-2:] != self._resample:
             picture = F.interpolate(picture, self._resample, mode="bilinear", align_corners=False, antialias=False)
-        if not self._width:
-            self._width = self._proved_width(picture)
-        if self._width >= len(picture):
+        if not self.facts.width:
+            self.facts.width = self._proved_width(picture)
+        width = self.facts.width
+        if width >= len(picture):
             return self._together(picture, allow, own, climbing)
         # In parts of nearly equal size: 9 images are 5 and 4.
-        count = -(-len(picture) // self._width)
+        count = -(-len(picture) // width)
         pictures, none = torch.tensor_split(picture, count), [None] * count
         allowed = torch.tensor_split(allow, count) if allow is not None else none
         owns = torch.tensor_split(own, count) if own is not None else none
@@ -163,14 +163,15 @@ class Network:
 
     def _compiled(self, normalised: Tensor) -> CompiledLayer | None:
         """What runs instead of the network, or None; it is compared with it on noise like these pictures."""
-        if not self._programmed:
-            self._programmed = True
+        facts = self.facts
+        if not facts.programmed:
+            facts.programmed = True
             noise = torch.randn(1, *normalised.shape[1:], generator=torch.Generator().manual_seed(0))
             noise = noise.contiguous(memory_format=self._format)
-            self._program = compiled_layer(
-                self.module, self.layer, self._calls, self._run, noise, kernels=self.rewrites.kernels
+            facts.program = compiled_layer(
+                self.module, self.layer, facts.calls, self._run, noise, kernels=self.rewrites.kernels
             )
-        return self._program
+        return facts.program
 
 
 class _Normalised(torch.autograd.Function):
@@ -198,30 +199,29 @@ def open_network(
     """
     if rewrites.heap and device.type == "cpu":
         keep_freed_memory()
-    trial = _trial(model)
-    copy = private_copy(model.module, device, rewrites, trial)
+    copy = private_copy(model.module, device, rewrites, _trial(model))
     with frozen(copy) if rewrites.freeze else nullcontext(copy) as module, own_weights(find(module, layer)):
-        layout, _ = layer_layout(model.module, layer, model.input_size)  # the copy may run otherwise behind the layer
-        size = recipe.network_size or padded(recipe.size, recipe.pad)
-        probe = torch.zeros(1, len(model.mean), *size, device=device)
-        try:
-            calls = count_calls(module, layer, probe)
-        except (RuntimeError, ValueError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
-            raise refused(layer, size, model.input_size, reason(error)) from None
-        if not calls:
-            raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
-        if rewrites.program and device.type == "cpu":
-            capture(module)  # before there are hooks
-        with tap(module, layer, calls, rewrites.cut) as run:
-            network = Network(model, module, layer, recipe, run, calls, layout, device, rewrites)
-            with torch.no_grad():
-                activations = network(probe)
-            if activations[0].numel() == 0:
-                raise refused(layer, size, model.input_size, "")
-            network.channels, network.map = activations.shape[1], (activations.shape[2], activations.shape[3])
+        probe = _probe(model, recipe, device)
+        facts = facts_of(model, module, layer, probe, looks_at_one_channel(recipe), rewrites)
+        with tap(module, layer, facts.calls, rewrites.cut) as run:
+            network = Network(model, module, layer, recipe, run, facts, device, rewrites)
+            if not facts.channels:
+                _look(network, probe, model.input_size)
             yield network
+
+
+@torch.no_grad()
+def _look(network: Network, probe: Tensor, input_size: tuple[int, int]) -> None:
+    activations = network(probe)
+    if activations[0].numel() == 0:
+        raise refused(network.layer, (probe.shape[2], probe.shape[3]), input_size, "")
+    network.facts.map = activations.shape[2], activations.shape[3]
+    network.facts.channels = activations.shape[1]
+
+
+def _probe(model: Model, recipe: Recipe, device: torch.device) -> Tensor:
+    """A picture as the network sees it.  -> [1, C, h, w]"""
+    return torch.zeros(1, len(model.mean), *(recipe.network_size or padded(recipe.size, recipe.pad)), device=device)
 
 
 def _trial(model: Model) -> Tensor | None:

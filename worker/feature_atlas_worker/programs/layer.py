@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import OrderedDict
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,8 @@ log = logging.getLogger(__name__)
 
 #: Greatest difference from the network's own answer and gradient, as a share of their size, that counts as rounding.
 ROUNDING = 1e-3
+#: Programs of single channels that a layer keeps.
+_SHORTER = 4
 
 
 class CompiledLayer:
@@ -32,7 +35,8 @@ class CompiledLayer:
         # One compilation for all channels: what a channel is made by must not depend on its neighbours in a batch.
         reads = self._own.reads(range(self._own.width or 0)) if self._own else []
         self._compiled = compiled(reading, reads, kernels) if self._own else None
-        self._shorter: dict[tuple[fx.Node, ...], Program] = {}
+        #: By the nodes that they read, the last ones: the batches of a layer are many.
+        self._shorter: OrderedDict[tuple[fx.Node, ...], Program] = OrderedDict()
 
     def __call__(self, picture: Tensor, allow: Tensor | None = None) -> Tensor:
         """The layer's activations."""
@@ -44,6 +48,8 @@ class CompiledLayer:
         reads = tuple(dict.fromkeys(self._own.reads(channels.tolist())))
         if reads not in self._shorter:
             self._shorter[reads] = self._compiled.program(reads)
+            if len(self._shorter) > _SHORTER:
+                self._shorter.popitem(last=False)
         values = self._shorter[reads](picture, allow)
         with torch.autocast("cpu", enabled=False), redirecting(allow):
             return self._own.answer(dict(zip(reads, values, strict=True)), channels)
