@@ -24,6 +24,7 @@ from feature_atlas_worker.objectives import canonical, looks_at_one_channel
 from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.layer import CompiledLayer, compiled_layer
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
+from feature_atlas_worker.shortage import is_shortage
 from feature_atlas_worker.transforms import padded
 
 log = logging.getLogger(__name__)
@@ -207,7 +208,7 @@ def open_network(
         try:
             calls = count_calls(module, layer, probe)
         except (RuntimeError, ValueError, AssertionError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
+            if is_shortage(error):
                 raise
             raise refused(layer, size, model.input_size, reason(error)) from None
         if not calls:
