@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 import warnings
 from typing import Any
@@ -19,10 +20,11 @@ from celery.exceptions import CPendingDeprecationWarning, Reject
 
 from feature_atlas import logs
 from feature_atlas.broker import open_client
+from feature_atlas.errors import RequestError
 from feature_atlas.messages import TASK, order_of
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
-from feature_atlas_worker import transport
+from feature_atlas_worker import alive, transport
 from feature_atlas_worker.child import Child
 from feature_atlas_worker.pulse import Pulse
 from feature_atlas_worker.turn import Turn
@@ -125,5 +127,10 @@ def main(name: str = "") -> None:
     _name = f"{name}@{socket.gethostname()}"  # as Celery will call it, for the first lines of a log
     if settings.log == "json":
         _log_as_json(logging.INFO)  # also what is said before Celery sets up its logs
+    try:
+        alive.begin(settings.alive_file)
+    except RequestError as error:
+        log.critical("%s", error)
+        sys.exit(error.exit_code)
     options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     app.worker_main(["--quiet", "worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])
