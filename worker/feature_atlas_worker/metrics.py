@@ -7,7 +7,7 @@ serves them all; when it ends, another takes over.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
 import tempfile
@@ -111,17 +111,31 @@ def serve(host: str, port: int, client: redis.Redis) -> None:
     registry.register(QueueCollector(client))
 
     def run() -> None:
+        said = False
         while True:
-            with contextlib.suppress(OSError):
+            try:
                 start_http_server(port, host, registry)
-                log.info("metrics at http://%s:%d/metrics", host, port)
                 break
+            except OSError as error:
+                if not said:  # once: under one supervisor all but one wait here for as long as they live
+                    log.warning("%s", _why_not(host, port, error))
+                said = True
             time.sleep(_AGAIN)
+        log.info("metrics at http://%s:%d/metrics", host, port)
         while True:
             forget_the_dead()
             time.sleep(_AGAIN)
 
     threading.Thread(target=run, name="metrics", daemon=True).start()
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    asked = f"no metrics at {host}:{port} ({error.strerror or error})"
+    if error.errno == errno.EADDRINUSE:
+        return f"{asked}: well if another worker here serves them, else set FEATURE_ATLAS_METRICS to a free port"
+    return (
+        f"{asked}: set FEATURE_ATLAS_METRICS to an address of this machine, such as 0.0.0.0:{port}; it is tried again"
+    )
 
 
 def forget_the_dead() -> None:
