@@ -106,6 +106,8 @@ def _start_child(**_: Any) -> None:
 
 @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
 def _watch(**_: Any) -> None:
+    if strange := Settings.unknown():
+        log.warning("%s", "; ".join(strange))
     if not settings.allowed_stores:
         log.error("no place is allowed, so every job is refused: set FEATURE_ATLAS_ALLOWED_STORES, or --store")
     if settings.metrics:
