@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 import warnings
+from importlib import import_module
 from typing import Any
 
 from celery import Task, signals
@@ -84,6 +85,8 @@ def _get_child() -> Child:
 def _name_worker(sender: str, **_: Any) -> None:
     global _name, _template
     _name, _template = sender, Template(app)
+    if settings.metrics:  # before the fork, so that all children write where the parent reads
+        import_module("feature_atlas_worker.metrics")
 
 
 def _log_as_json(loglevel: int, **_: Any) -> None:
@@ -101,7 +104,10 @@ if settings.log == "json":  # else Celery's own, with its time and process
 @signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _start_child(**_: Any) -> None:
     pulse.busy = False
-    _get_child()
+    died = pulse.follow()  # before the child says that it is there
+    child = _get_child()
+    if died:
+        child.trouble("process")
 
 
 @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]

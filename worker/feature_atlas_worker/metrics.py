@@ -44,8 +44,10 @@ JOBS = Counter("feature_atlas_jobs", "Jobs by what became of them; skipped: in t
 OUTCOMES = ("ok", "dead", "nan", "failed", "skipped", "given_up", "given_back")
 SECONDS = Counter("feature_atlas_phase_seconds", "Seconds by what they were spent on", ["phase"])
 BATCHES = Histogram("feature_atlas_batch_jobs", "Jobs side by side", buckets=[2**i for i in range(11)])
-TROUBLE = Counter("feature_atlas_trouble", "What failed outside of the jobs and was waited for", ["what"])
-TROUBLES = ("store", "weights", "broker", "device")
+TROUBLE = Counter(
+    "feature_atlas_trouble", "What failed outside of the jobs; process: a rendering process that died", ["what"]
+)
+TROUBLES = ("store", "weights", "broker", "device", "process")
 MEMORY = Gauge(
     "feature_atlas_gpu_memory_bytes", "Memory of the GPU held by the rendering process", ["gpu"],
     multiprocess_mode="livemax",
