@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 
 from feature_atlas import keys
-from feature_atlas.errors import WeightsError
+from feature_atlas.errors import AtlasError, ObjectNotFound, WeightsError
 from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, Message, attempts_key, dead_key, field, parse
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
@@ -130,8 +130,9 @@ def test_a_task_goes_on_though_the_broker_says_nothing_of_it(child: Child, valke
     assert len(atlas.done()) == 1
 
 
+@pytest.mark.parametrize("kind", [WeightsError, ObjectNotFound])
 def test_weights_that_cannot_be_had_are_tried_again_after_a_while_and_no_job_is_blamed(
-    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: type[AtlasError], child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     atlas = grow(tmp_path / "atlas", {"conv": 2})
     enqueue(atlas, child.settings.broker)
@@ -140,7 +141,7 @@ def test_weights_that_cannot_be_had_are_tried_again_after_a_while_and_no_job_is_
     def load(*args: Any, **how: Any) -> Any:
         tries.append(args)
         if len(tries) == 1:
-            raise WeightsError("cannot download https://host/net.pth (no route): check the network")
+            raise kind("cannot download https://host/net.pth (no route): check the network")
         return cheap_worker.load(*args, **how)
 
     monkeypatch.setattr(child.executor, "_load", load)

@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from feature_atlas import steer
 from feature_atlas.atlas import Atlas
-from feature_atlas.errors import DeviceError, IntegrityError, RequestError, StoreError, WeightsError
+from feature_atlas.errors import (
+    DeviceError,
+    IntegrityError,
+    ObjectNotFound,
+    RequestError,
+    StoreError,
+    WeightsError,
+)
 from feature_atlas.logs import about
 from feature_atlas.messages import VERSION, Message
 from feature_atlas.reconcile import MOST_ATTEMPTS
@@ -136,8 +143,8 @@ class Turn:
         try:
             check_renderer(job)
             executor.model(job.model, atlas.store.get)
-        except (RequestError, IntegrityError, WeightsError, ModuleNotFoundError) as error:
-            if isinstance(error, WeightsError):
+        except (RequestError, IntegrityError, WeightsError, ObjectNotFound, ModuleNotFoundError) as error:
+            if isinstance(error, WeightsError | ObjectNotFound):  # the store may be well and lack this one file
                 self.child.trouble("weights")
             now = time.monotonic()
             self.child.unfit[atlas.url] = now + max(_UNFIT, _TIMES * (now - began)), str(error)
