@@ -96,6 +96,15 @@ class Layout(nn.Module):
         return self.change(x)
 
 
+class Hungry(nn.Module):
+    """Asks for more memory than any machine has, and passes its input on where it gets it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The input.  Raises RuntimeError on a CPU, in the words of torch's allocator."""
+        torch.empty(1 << 50, device=x.device)
+        return x
+
+
 def _seeded(build: Callable[[], nn.Module]) -> Made:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(20)

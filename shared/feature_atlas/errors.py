@@ -8,6 +8,7 @@
   - EnvironmentFault       5       the surroundings failed; retried in place, no attempt counted
     + StoreError           5
       / ObjectNotFound     5       also a KeyError
+    + WeightsError         5
     + BrokerError          5
     + DeviceError          5
   - RenderError            3       the job itself failed; counted, isolated and recorded
@@ -54,7 +55,7 @@ class IntegrityError(AtlasError):
 
 
 class EnvironmentFault(AtlasError):
-    """Store, broker or device failed; the job is not to blame."""
+    """Store, broker, device or a source of weights failed; the job is not to blame."""
 
     exit_code = 5
 
@@ -68,6 +69,10 @@ class ObjectNotFound(StoreError, KeyError):
 
     def __str__(self) -> str:  # KeyError would quote the sentence
         return str(self.args[0]) if self.args else "no such object"
+
+
+class WeightsError(EnvironmentFault):
+    """Weights could not be had from where they are published; the atlas's own store may be well."""
 
 
 class BrokerError(EnvironmentFault):

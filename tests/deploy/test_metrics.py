@@ -18,7 +18,7 @@ from feature_atlas.monitor import workers
 from tests.conftest import ROOT, needed
 from tests.deploy import kubernetes, prometheus
 from tests.e2e.farm import Farm, grow
-from tests.servers import RedisServer, free_port, wait_until
+from tests.servers import RedisServer, answers_http, free_port, wait_until
 
 Sample = dict[tuple[str, str], float]
 
@@ -32,7 +32,7 @@ def test_the_configuration_and_the_rules_are_valid(tmp_path: Path) -> None:
     text = (prometheus.FOLDER / "prometheus.yml").read_text()
     (tmp_path / "prometheus.yml").write_text(text.replace("/etc/prometheus", str(prometheus.FOLDER)))
     done = promtool("check", "config", tmp_path / "prometheus.yml")
-    assert done.returncode == 0 and "9 rules found" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0 and "11 rules found" in done.stdout, done.stdout + done.stderr
 
 
 def test_alerts_are_raised_when_they_should_and_only_then(tmp_path: Path) -> None:
@@ -103,6 +103,25 @@ def test_counters_outlive_a_killed_process_and_the_port_its_owner(farm: Farm, tm
     first.stop()
     wait_until(lambda: counted("ok", "skipped") >= 18, "the other one serves")
     assert second.process.poll() is None
+
+
+def test_every_rendering_process_that_died_is_counted(farm: Farm) -> None:
+    """Also by a worker without a supervisor, which has no folder for its counters yet."""
+    port = free_port()
+    worker = farm.start(FEATURE_ATLAS_METRICS=str(port))
+    name = ("feature_atlas_trouble_total", "process")
+
+    def there() -> bool:
+        return worker.child in {beat.pid for beat in workers(farm.client)}
+
+    wait_until(there, "the first process")
+    wait_until(lambda: answers_http(f"http://127.0.0.1:{port}/metrics"), "the metrics")
+    assert scrape(port)[name] == 0
+    for dead in (1, 2):
+        assert worker.kill_child()
+        wait_until(lambda dead=dead: scrape(port)[name] == dead, f"{dead} counted")  # type: ignore[misc]
+        wait_until(there, "the next one")
+    assert scrape(port)[name] == 2
 
 
 #: The command ``worker``, whose processes render for nothing: GPUs are only numbers here.

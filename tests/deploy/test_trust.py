@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from feature_atlas import keys
-from feature_atlas.errors import RequestError, StoreError
+from feature_atlas.errors import RequestError, StoreError, WeightsError
 from feature_atlas.s3 import S3Store
 from feature_atlas.spec import Unit
 from feature_atlas_worker.download import http_get
@@ -101,7 +101,7 @@ def test_no_secret_is_in_what_a_failing_command_says(
 
 @pytest.mark.parametrize("url", [f"https://u:{SECRET}@127.0.0.1:1/w.pth", f"http://127.0.0.1:1/w.pth?X-Sig={SECRET}"])
 def test_no_secret_of_a_weights_url_is_said(url: str) -> None:
-    with pytest.raises((RequestError, StoreError)) as caught:
+    with pytest.raises((RequestError, WeightsError)) as caught:
         http_get(url)
     assert SECRET not in str(caught.value)
 

@@ -20,10 +20,11 @@ from feature_atlas.messages import MALFORMED, QUEUE, attempts_key, dead_key
 from feature_atlas.monitor import MOST_MALFORMED, workers
 from tests.conftest import ROOT, needed
 from tests.deploy import compose
+from tests.deploy.test_metrics import scrape
 from tests.deploy.topology import COMMAND, Broker
 from tests.e2e.chaos.http_faults import HttpFaults
 from tests.e2e.farm import Farm, grow
-from tests.servers import CephGateway, RedisServer, wait_until
+from tests.servers import CephGateway, RedisServer, free_port, wait_until
 
 POLICIES = ROOT / "deploy/s3"
 
@@ -45,6 +46,41 @@ def command(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(COMMAND), *argv], capture_output=True, text=True, env={**os.environ, **environ}, timeout=120
     )
+
+
+# -- weights
+
+
+def test_weights_that_cannot_be_downloaded_hold_up_nobody_else(valkey: RedisServer, tmp_path: Path) -> None:
+    urls, broker, port = [str(tmp_path / name) for name in ("published", "demo")], ("--broker", valkey.url), free_port()
+    for url, model in zip(urls, ("resnet18", "builtin:demo"), strict=True):
+        sent = command(
+            "enqueue", url, "--model", model, "--layers", "conv1", "--channels", "0:4", "--set", "steps=2",
+            "--set", "size=32", *broker,
+        )  # fmt: skip
+        assert sent.returncode == 0, sent.stderr
+    published, demo = (Atlas.open(url) for url in urls)
+    # Nothing is outside: who asks for a file there is refused at once
+    away = {"HTTPS_PROXY": "http://127.0.0.1:9", "FEATURE_ATLAS_CACHE_DIR": str(tmp_path / "cache")}
+    with Farm(tmp_path, valkey.url, demo) as farm:
+        served = {"FEATURE_ATLAS_METRICS": str(port), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "metrics")}
+        (tmp_path / "metrics").mkdir()
+        worker = farm.start(module="feature_atlas_worker", FEATURE_ATLAS_ALLOWED_STORES=str(tmp_path), **served, **away)
+        wait_until(lambda: len(demo.done()) == 4, "the other atlas")
+        wait_until(lambda: any(beat.note for beat in workers(farm.client)), "why one waits")
+        # It is tried again later: asked for once, not once a turn
+        told = scrape(port)
+        assert told["feature_atlas_trouble_total", "weights"] == 1
+        assert told["feature_atlas_trouble_total", "store"] == 0
+        assert worker.log.read_text().count("loading resnet18") == 1 and "the store fails" not in worker.log.read_text()
+        status = command("status", published.url, *broker)
+        assert f"! {published.url}: cannot download https://download.pytorch.org/" in status.stdout
+        assert not [key for key in (attempts_key, dead_key) if farm.client.exists(key(published.url))]
+        wait_until(lambda: farm.waiting() == 4, "all that could not be done is kept")
+    # One sentence where somebody sits before it
+    ended = command("render", published.url, **away)
+    assert ended.returncode == 5 and "cannot download https://" in ended.stderr.splitlines()[-1], ended.stderr
+    assert "Traceback" not in ended.stderr
 
 
 # -- the broker

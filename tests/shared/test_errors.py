@@ -29,8 +29,8 @@ KINDS = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issu
 def test_every_kind_has_the_exit_code_of_the_design() -> None:
     assert {kind.__name__: kind.exit_code for kind in KINDS} == {
         "AtlasError": 1, "RequestError": 2, "MissingExtraError": 2, "PlanConflictError": 2, "RenderError": 3,
-        "IntegrityError": 4, "EnvironmentFault": 5, "StoreError": 5, "ObjectNotFound": 5, "BrokerError": 5,
-        "DeviceError": 5,
+        "IntegrityError": 4, "EnvironmentFault": 5, "StoreError": 5, "ObjectNotFound": 5, "WeightsError": 5,
+        "BrokerError": 5, "DeviceError": 5,
     }  # fmt: skip
 
 

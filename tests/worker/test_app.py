@@ -63,3 +63,18 @@ class TestBrake:
         brake.step(2, left + 2)
         child.pulse.drain()
         assert brake.pulled() is stops
+
+
+def test_a_setting_that_means_nothing_is_said_when_a_worker_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from feature_atlas_worker import app
+
+    monkeypatch.setattr(app, "Watchdog", lambda *_, **__: SimpleNamespace(start=lambda: None))
+    app._watch()
+    assert "means nothing" not in caplog.text
+    monkeypatch.setenv("FEATURE_ATLAS_ALLOWED_HOST", "weights.example.org")
+    app._watch()
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said.startswith("the environment variable FEATURE_ATLAS_ALLOWED_HOST means nothing; did you mean")
+    assert "FEATURE_ATLAS_ALLOWED_HOSTS" in said

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from feature_atlas.errors import RequestError, StoreError
+from feature_atlas.errors import RequestError, WeightsError
 from feature_atlas_worker import download
 
 CONTENT = bytes(range(256)) * 16
@@ -76,12 +76,12 @@ def test_what_is_not_there_is_a_wrong_request(server: str, status: int) -> None:
 
 @pytest.mark.parametrize("path", ["/500", "/503", "/cut"])
 def test_a_failing_server_is_the_environment(server: str, path: str) -> None:
-    with pytest.raises(StoreError, match="cannot download"):
+    with pytest.raises(WeightsError, match="cannot download"):
         download.http_get(server + path)
 
 
 def test_nobody_there_is_the_environment() -> None:
-    with pytest.raises(StoreError, match=r"refused\): check the network, or give a local file"):
+    with pytest.raises(WeightsError, match=r"refused\): check the network, or give a local file"):
         download.http_get("http://127.0.0.1:9/x.pth")
 
 
@@ -92,7 +92,7 @@ def test_what_is_no_url_is_a_wrong_request(url: str) -> None:
 
 
 def test_a_redirect_to_a_file_is_not_followed(server: str) -> None:
-    with pytest.raises(StoreError, match="302"):
+    with pytest.raises(WeightsError, match="302"):
         download.http_get(f"{server}/302")
 
 
@@ -124,7 +124,7 @@ def test_a_damaged_cache_heals(server: str, cache: Path) -> None:
 
 
 def test_what_was_altered_on_the_way_is_not_kept(server: str, cache: Path) -> None:
-    with pytest.raises(StoreError, match="not 00000000: it was altered"):
+    with pytest.raises(WeightsError, match="not 00000000: it was altered"):
         download.cached(f"{server}/net-00000000.pth")
     assert not cache.exists()
 
@@ -138,5 +138,5 @@ def test_a_cache_that_cannot_be_written_only_costs_time(server: str, cache: Path
 def test_published_weights_that_are_gone_are_the_environment(
     server: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(StoreError, match="404"):
+    with pytest.raises(WeightsError, match="404"):
         download.cached(f"{server}/404")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,7 +25,8 @@ from feature_atlas_worker.commit import patiently
 from feature_atlas_worker.devices import device_of
 from feature_atlas_worker.execute import Executor, OtherRendererError, Outcome
 from feature_atlas_worker.models import VisionModel
-from feature_atlas_worker.render import Stopped, Target, Visualization
+from feature_atlas_worker.render import Stopped, Target, Visualization, render
+from tests import networks
 
 MODEL = ModelRef(name="toy", weights="random:0", mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 GREY = Picture(width=8, height=8, mean_rgb=(0, 0, 0), hue=0, saturation=0, contrast=0, high_frequency=0, clipped=0)
@@ -242,6 +244,25 @@ def test_a_job_that_does_not_fit_even_alone_fails() -> None:
 
     setting = Setting(2)
     assert setting.run(Renderer(trouble)) == {"failed": [0, 1]}
+    assert "one job alone needs more memory than there is" in setting.failure(0).error
+
+
+def test_a_shortage_while_the_layer_is_opened_is_tried_with_less_and_then_counts_as_a_failure() -> None:
+    def hungry(ref: ModelRef, **_: Any) -> VisionModel:
+        module = torch.nn.Sequential(OrderedDict(stem=torch.nn.Conv2d(3, 4, 3), conv=networks.Hungry()))
+        return VisionModel(module, ref.mean, ref.std, ref.input_size, ref, "0" * 64)
+
+    setting, shapes = Setting(2), list[int]()
+
+    def real(*args: Any, batch: int, **how: Any) -> list[Visualization]:
+        shapes.append(batch)
+        return render(*args, batch=batch, **how)
+
+    jobs = [setting.atlas.plan.job(unit) for unit in setting.atlas.missing()]
+    with Executor("cpu", batch=2, patience=0, render=real, load=hungry) as executor:
+        executor.run(jobs, setting.atlas.store, setting.outcomes.append)
+    assert shapes == [2, 1, 1]
+    assert [(outcome.status, outcome.final) for outcome in setting.outcomes] == [("failed", False)] * 2
     assert "one job alone needs more memory than there is" in setting.failure(0).error
 
 

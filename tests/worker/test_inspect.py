@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_atlas.errors import RequestError
+from feature_atlas.errors import DeviceError, RequestError
 from feature_atlas.networks import LayerInfo
 from feature_atlas_worker import inspect
 from feature_atlas_worker.activations import count_calls, tap
+from feature_atlas_worker.shortage import is_shortage
+from tests import networks
 
 SIZE = (32, 48)
 
@@ -195,3 +197,19 @@ def test_a_network_that_the_table_does_not_know_yet_comes_from_torchvision(monke
     known = inspect.network("squeezenet1_1")
     monkeypatch.setattr("feature_atlas.networks.find", lambda _: None)
     assert inspect.network("squeezenet1_1") == known
+
+
+def test_a_shortage_of_memory_is_not_the_size_of_the_picture() -> None:
+    class Looking(nn.Conv2d):
+        """Reads values, so that shapes do not suffice."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * float(x.sum())
+
+    module = nn.Sequential(Looking(3, 4, 3), networks.Hungry())
+    for look in (inspect.describe, inspect.reached):
+        with pytest.raises(
+            DeviceError, match=r"not enough memory to run this network on 2 pictures of 32 x 48 px"
+        ) as e:
+            look(module, SIZE)
+        assert is_shortage(e.value)

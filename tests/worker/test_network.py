@@ -17,6 +17,7 @@ from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import Network, open_network
 from feature_atlas_worker.objectives import canonical
 from feature_atlas_worker.rewrite import Rewrites
+from feature_atlas_worker.shortage import is_shortage
 from tests import networks
 
 CPU = torch.device("cpu")
@@ -116,6 +117,26 @@ def test_a_picture_too_small_for_the_layer_is_refused_in_one_sentence() -> None:
     text = str(caught.value)
     assert text.startswith("a picture of 8 x 8 px does not pass this network up to layer '1'")
     assert text.endswith("set a larger size, e.g. --set size=64") and "\n" not in text
+
+
+class Copied(nn.Conv2d):
+    def __deepcopy__(self, _memo: object) -> nn.Module:
+        return networks.Hungry()(torch.zeros(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        (nn.Conv2d(3, 4, 3), networks.Hungry()),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), networks.Hungry()),  # while batch norms are looked at
+        (Copied(3, 4, 3),),
+    ],
+)
+def test_a_shortage_of_memory_is_no_wrong_request(layers: tuple[nn.Module, ...]) -> None:
+    made = (nn.Sequential(*layers), networks.MEAN, networks.STD, (32, 32))
+    with pytest.raises(RuntimeError, match="can't allocate memory") as caught, opened(made, str(len(layers) - 1)):
+        pass
+    assert is_shortage(caught.value)
 
 
 @pytest.mark.parametrize("layer", ["conv9", "conv1.weight"])

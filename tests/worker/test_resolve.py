@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from feature_atlas import keys, networks
-from feature_atlas.errors import RequestError, StoreError
+from feature_atlas.errors import RequestError, WeightsError
 from feature_atlas.store import open_store
 from feature_atlas_worker import models, weights
 from feature_atlas_worker.resolve import resolve
@@ -134,5 +134,5 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path, state: dict[str
 
 
 def test_a_download_that_fails_is_the_environment() -> None:
-    with pytest.raises(StoreError, match="cannot download"):
+    with pytest.raises(WeightsError, match="cannot download"):
         resolve("resnet18", "http://127.0.0.1:9/x.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any, cast
 import pytest
 
 from feature_atlas import keys
+from feature_atlas.errors import AtlasError, ObjectNotFound, WeightsError
 from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, Message, attempts_key, dead_key, field, parse
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
 from feature_atlas.spec import Unit
 from feature_atlas.store import DirectoryStore
 from feature_atlas_producer.enqueue import enqueue
+from feature_atlas_worker import turn as turns
 from feature_atlas_worker.child import Child
 from feature_atlas_worker.execute import Executor
 from feature_atlas_worker.pulse import Pulse
@@ -125,3 +128,50 @@ def test_a_task_goes_on_though_the_broker_says_nothing_of_it(child: Child, valke
         valkey.start()
     Turn(child, *opened).go()
     assert len(atlas.done()) == 1
+
+
+@pytest.mark.parametrize("kind", [WeightsError, ObjectNotFound])
+def test_weights_that_cannot_be_had_are_tried_again_after_a_while_and_no_job_is_blamed(
+    kind: type[AtlasError], child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 2})
+    enqueue(atlas, child.settings.broker)
+    tries, troubles = [], list[str]()
+
+    def load(*args: Any, **how: Any) -> Any:
+        tries.append(args)
+        if len(tries) == 1:
+            raise kind("cannot download https://host/net.pth (no route): check the network")
+        return cheap_worker.load(*args, **how)
+
+    monkeypatch.setattr(child.executor, "_load", load)
+    monkeypatch.setattr(child, "trouble", troubles.append)
+    for _ in range(3):
+        turn(child)
+    # Asked once, counted once, kept whole, and said
+    assert len(tries) == 1 and troubles == ["weights"] and not atlas.done()
+    assert child.client.llen(QUEUE) == 2 and not child.client.exists(UNACKED, attempts_key(atlas.url))
+    why = f"{atlas.url}: cannot download https://host/net.pth (no route): check the network"
+    assert child.unfit_now() == child.beat.note == why
+    # A while later
+    until, why = child.unfit[atlas.url]
+    assert until - time.monotonic() > 0.8 * turns._UNFIT
+    child.unfit[atlas.url] = time.monotonic(), why
+    turn(child)
+    assert len(tries) == 2 and len(atlas.done()) == 1 and not child.unfit_now()
+
+
+def test_a_source_of_weights_that_hangs_does_not_take_most_of_the_time(
+    child: Child, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    atlas = grow(tmp_path / "atlas", {"conv": 1})
+    enqueue(atlas, child.settings.broker)
+    clock = time.monotonic
+
+    def load(*_: Any, **__: Any) -> Any:
+        monkeypatch.setattr(time, "monotonic", lambda: clock() + 60)  # a minute later
+        raise WeightsError("timed out")
+
+    monkeypatch.setattr(child.executor, "_load", load)
+    turn(child)
+    assert child.unfit[atlas.url][0] - time.monotonic() > 540

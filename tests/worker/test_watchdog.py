@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from celery.worker import state
 
 from feature_atlas.broker import open_client
 from feature_atlas.messages import QUEUE
-from feature_atlas_worker import watchdog
+from feature_atlas_worker import alive, watchdog
+from feature_atlas_worker.alive import AliveFile
 from feature_atlas_worker.pulse import Pulse
 from feature_atlas_worker.watchdog import STALLED, Watchdog
 from tests.servers import RedisServer
@@ -95,7 +97,62 @@ assert pulse.device_failures == 1 and pulse.draining and 0 < pulse.silence < 60
 
 
 def test_a_liveness_file_is_touched(dog: Watchdog, tmp_path: Path) -> None:
-    alive = tmp_path / "alive"
-    dog.alive_file = alive
+    file = tmp_path / "alive"
+    dog.alive_file = AliveFile(str(file))
     dog.look()
-    assert alive.exists()
+    assert file.exists()
+
+
+def test_a_liveness_file_is_left_alone_while_something_is_amiss(
+    dog: Watchdog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(dog, "_end", lambda: ended.append("worker"))
+    monkeypatch.setattr(watchdog, "_kill_children", lambda: ended.append("children"))
+    file = tmp_path / "alive"
+    dog.alive_file = AliveFile(str(file))
+    dog.client.lpush(QUEUE, "message")
+    assert not dog.stalled()
+    dog.look()
+    assert ended == ["worker"] and not file.exists()
+    # A worker that was told to end is no less alive
+    dog.pulse.drain()
+    dog.look()
+    assert ended == ["worker"] and file.exists()
+
+
+def test_the_checks_go_on_where_the_liveness_file_cannot_be_touched_and_it_is_said_once(
+    dog: Watchdog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ended: list[str] = []
+    monkeypatch.setattr(dog, "_end", lambda: ended.append("worker"))
+    dog.alive_file = AliveFile(str(tmp_path / "nowhere/alive"))
+    for _ in range(3):
+        dog.look()
+    assert [record.getMessage() for record in caplog.records if "cannot touch" in record.getMessage()] == [
+        f"cannot touch {tmp_path}/nowhere/alive (No such file or directory): probes will take this worker for dead"
+    ]
+    dog.client.lpush(QUEUE, "message")
+    assert not ended
+    dog.look()
+    assert ended == ["worker"]
+
+
+def test_a_worker_begins_without_the_liveness_file_of_the_last_one(tmp_path: Path) -> None:
+    left = tmp_path / "alive"
+    left.touch()
+    alive.begin(str(left))
+    assert not list(tmp_path.iterdir())
+    alive.begin("")
+
+
+def test_a_worker_whose_liveness_file_cannot_be_touched_does_not_start(valkey: RedisServer, tmp_path: Path) -> None:
+    """With its command, and without."""
+    environ = {
+        **os.environ, "FEATURE_ATLAS_BROKER": valkey.url, "FEATURE_ATLAS_ALLOWED_STORES": str(tmp_path),
+        "FEATURE_ATLAS_ALIVE_FILE": "/nonexistent/alive",
+    }  # fmt: skip
+    for argv in (["feature_atlas", "worker"], ["feature_atlas_worker"]):
+        ended = subprocess.run([sys.executable, "-m", *argv], env=environ, capture_output=True, text=True, timeout=240)
+        assert ended.returncode == 2 and ended.stderr.count("\n") == 1, ended.stderr
+        assert "FEATURE_ATLAS_ALIVE_FILE=/nonexistent/alive cannot be touched (No such file" in ended.stderr

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError, did_you_mean
+from feature_atlas_worker.shortage import is_shortage
 
 
 class _Reached(Exception):
@@ -100,7 +101,7 @@ def count_calls(module: nn.Module, layer: str, x: Tensor) -> int:
             module(x)
     except (RuntimeError, ValueError, AssertionError) as error:
         # A picture may be too small for what follows the layer: that part never runs.
-        if not count or isinstance(error, torch.OutOfMemoryError):
+        if not count or is_shortage(error):
             raise
     finally:
         handle.remove()

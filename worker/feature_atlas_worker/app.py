@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 import warnings
+from importlib import import_module
 from typing import Any
 
 from celery import Task, signals
@@ -19,10 +21,11 @@ from celery.exceptions import CPendingDeprecationWarning, Reject
 
 from feature_atlas import logs
 from feature_atlas.broker import open_client
+from feature_atlas.errors import RequestError
 from feature_atlas.messages import TASK, order_of
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
-from feature_atlas_worker import transport
+from feature_atlas_worker import alive, transport
 from feature_atlas_worker.child import Child
 from feature_atlas_worker.pulse import Pulse
 from feature_atlas_worker.turn import Turn
@@ -82,6 +85,8 @@ def _get_child() -> Child:
 def _name_worker(sender: str, **_: Any) -> None:
     global _name, _template
     _name, _template = sender, Template(app)
+    if settings.metrics:  # before the fork, so that all children write where the parent reads
+        import_module("feature_atlas_worker.metrics")
 
 
 def _log_as_json(loglevel: int, **_: Any) -> None:
@@ -99,11 +104,16 @@ if settings.log == "json":  # else Celery's own, with its time and process
 @signals.worker_process_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def _start_child(**_: Any) -> None:
     pulse.busy = False
-    _get_child()
+    died = pulse.follow()  # before the child says that it is there
+    child = _get_child()
+    if died:
+        child.trouble("process")
 
 
 @signals.worker_ready.connect(weak=False)  # type: ignore[untyped-decorator]
 def _watch(**_: Any) -> None:
+    if strange := Settings.unknown():
+        log.warning("%s", "; ".join(strange))
     if not settings.allowed_stores:
         log.error("no place is allowed, so every job is refused: set FEATURE_ATLAS_ALLOWED_STORES, or --store")
     if settings.metrics:
@@ -125,5 +135,10 @@ def main(name: str = "") -> None:
     _name = f"{name}@{socket.gethostname()}"  # as Celery will call it, for the first lines of a log
     if settings.log == "json":
         _log_as_json(logging.INFO)  # also what is said before Celery sets up its logs
+    try:
+        alive.begin(settings.alive_file)
+    except RequestError as error:
+        log.critical("%s", error)
+        sys.exit(error.exit_code)
     options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     app.worker_main(["--quiet", "worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])

@@ -8,7 +8,6 @@ from functools import lru_cache
 
 import torch
 
-from feature_atlas.errors import DeviceError
 from feature_atlas.spec import Job, ModelRef, Recipe
 from feature_atlas_worker.heap import give_memory_back
 
@@ -25,14 +24,6 @@ _WORTH = 0.04
 _TELLING = 0.5
 #: Digest of the model, layer, pixels that the network sees, images per job.
 _Group = tuple[str, str, tuple[int, int], int]
-_SHORTAGE = ("out of memory", "can't allocate memory", "not enough memory", "alloc_failed")
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether a smaller batch could have helped."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError | DeviceError) and any(text in str(error).lower() for text in _SHORTAGE)
 
 
 class BatchSizes:

@@ -105,13 +105,22 @@ class Child:
         def find() -> tuple[ModelRef, Callable[[str], bytes]] | None:
             raw = cast("bytes | None", self.client.lindex(QUEUE, -1))
             order = parse(raw).order if raw else None
-            if order is None or order.atlas == atlas:
+            if order is None or order.atlas == atlas or self.unfit_for(order.atlas):
                 return None
             # Of its own, as those of the work belong to the work's thread.
             found = Atlases(self.client, self.settings.allowed_stores).open(order.atlas)
             return found.file.model, found.store.get
 
         self.preloader.begin(find, self.settings.allowed_models)
+
+    def unfit_for(self, atlas: str) -> str:
+        """Why an atlas's model cannot be loaded here for now; empty where it can, or is to be tried again."""
+        until, why = self.unfit.get(atlas, (0.0, ""))
+        return why if time.monotonic() < until else ""
+
+    def unfit_now(self) -> str:
+        """What to say of an atlas that cannot be served here for now, while others are."""
+        return next((f"{atlas}: {why}" for atlas in tuple(self.unfit) if (why := self.unfit_for(atlas))), "")
 
     def touch(self) -> None:
         """Something moves: a step was done, a turn began or ended."""
@@ -132,7 +141,7 @@ class Child:
             self.metrics.JOBS.labels(outcome).inc(jobs)
 
     def trouble(self, what: str) -> None:
-        """Counts a failure of the surroundings: of the ``store``, the ``broker`` or the ``device``."""
+        """Counts a failure of the surroundings: one of ``metrics.TROUBLES``."""
         if self.metrics is not None:
             self.metrics.TROUBLE.labels(what).inc()
 

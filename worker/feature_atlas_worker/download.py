@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from feature_atlas.errors import RequestError, StoreError
+from feature_atlas.errors import RequestError, WeightsError
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def http_get(url: str, *, limit: int = MAX_BYTES) -> bytes:
 
     Raises:
         RequestError: the server has no such file, or it has more than ``limit`` bytes.
-        StoreError: it cannot be reached, or the transfer broke.
+        WeightsError: it cannot be reached, or the transfer broke.
     """
     if not url.lower().startswith(("http://", "https://")):
         raise RequestError(f"cannot download {url!r}: http:// and https:// only")
@@ -57,14 +57,14 @@ def http_get(url: str, *, limit: int = MAX_BYTES) -> bytes:
     except urllib.error.HTTPError as error:
         if error.code in (401, 403, 404, 410):
             raise RequestError(f"cannot download {shown}: the server says {error.code} {error.reason}") from None
-        raise StoreError(f"cannot download {shown}: the server says {error.code} {error.reason}") from error
+        raise WeightsError(f"cannot download {shown}: the server says {error.code} {error.reason}") from error
     except (ValueError, http.client.InvalidURL) as error:
         raise RequestError(f"cannot download {shown!r}: {error}") from None
     except (OSError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", None) or error
-        raise StoreError(f"cannot download {shown} ({reason}): check the network, or give a local file") from error
+        raise WeightsError(f"cannot download {shown} ({reason}): check the network, or give a local file") from error
     if declared >= 0 and len(data) != declared:
-        raise StoreError(f"cannot download {shown}: it ended after {len(data)} of {declared} bytes")
+        raise WeightsError(f"cannot download {shown}: it ended after {len(data)} of {declared} bytes")
     return bytes(data)
 
 
@@ -76,7 +76,7 @@ def cached(url: str) -> bytes:
     The file's name carries the first digits of its SHA-256: a cached file with another one is downloaded again.
 
     Raises:
-        StoreError: it cannot be downloaded, or what came is not what its name says.
+        WeightsError: it cannot be downloaded, or what came is not what its name says.
     """
     own = os.environ.get("FEATURE_ATLAS_CACHE_DIR")
     folder = Path(own).expanduser() if own else Path(torch.hub.get_dir()) / "checkpoints"
@@ -87,17 +87,17 @@ def cached(url: str) -> bytes:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise StoreError(f"cannot read {path}: {error.strerror}") from error
+            raise WeightsError(f"cannot read {path}: {error.strerror}") from error
         if hashlib.sha256(data).hexdigest().startswith(prefix):
             return data
         log.warning("%s is damaged; it is downloaded again", path)
     try:
         data = http_get(url)
     except RequestError as error:  # published weights that are gone for now: the request was right
-        raise StoreError(str(error)) from error
+        raise WeightsError(str(error)) from error
     found = hashlib.sha256(data).hexdigest()
     if not found.startswith(prefix):
-        raise StoreError(f"what {url} sent has SHA-256 {found[:16]}..., not {prefix}: it was altered on the way")
+        raise WeightsError(f"what {url} sent has SHA-256 {found[:16]}..., not {prefix}: it was altered on the way")
     _keep(path, data)
     return data
 

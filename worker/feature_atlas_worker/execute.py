@@ -107,7 +107,7 @@ class Executor:
         """The model of a reference, loaded once; ``read`` gets objects of its atlas by key.
 
         Raises:
-            RequestError, IntegrityError, StoreError: see :func:`feature_atlas_worker.models.load`.
+            RequestError, IntegrityError, WeightsError, StoreError: see :func:`feature_atlas_worker.models.load`.
         """
         if self._model is None or self._model[0] != ref:
             self.release()
@@ -148,7 +148,7 @@ class Executor:
         Raises:
             OtherRendererError: the recipe is for another release; nothing was touched.
             RequestError, IntegrityError: the model cannot be loaded; nothing was touched.
-            EnvironmentFault: store or device failed; jobs not reported are as before.
+            EnvironmentFault: store, device or a source of weights failed; jobs not reported are as before.
         """
         if not jobs:
             return

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError
@@ -14,6 +13,7 @@ from feature_atlas_worker.inspect import layer_layout, reason, refused
 from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.layer import CompiledLayer
 from feature_atlas_worker.rewrite import Rewrites
+from feature_atlas_worker.shortage import is_shortage
 
 if TYPE_CHECKING:
     from feature_atlas_worker.network import Model
@@ -59,7 +59,7 @@ def facts_of(model: Model, module: nn.Module, layer: str, probe: Tensor, alone: 
     try:
         calls = count_calls(module, layer, probe)
     except (RuntimeError, ValueError, AssertionError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_shortage(error):
             raise
         raise refused(layer, (probe.shape[2], probe.shape[3]), model.input_size, reason(error)) from None
     if not calls:

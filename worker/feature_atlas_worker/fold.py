@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from feature_atlas_worker.activations import tensors
 from feature_atlas_worker.convolutions import FrozenConv2d
+from feature_atlas_worker.shortage import is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +44,9 @@ def fold(module: nn.Module, probe: Tensor) -> int:
         return 0
     try:
         pairs, before = _watch(module, probe)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # somebody's forward pass
+        if is_shortage(error):
+            raise
         log.info("batch norms are not folded, the network refused a trial: %s", error)
         return 0
     for conv, norm in pairs:

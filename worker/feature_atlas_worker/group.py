@@ -17,10 +17,10 @@ from feature_atlas.manifest import Manifest, Run
 from feature_atlas.spec import Job, Unit
 from feature_atlas.store import Store
 from feature_atlas_worker import commit
-from feature_atlas_worker.batches import is_shortage
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.phases import timed
 from feature_atlas_worker.render import Stopped, Target, Visualization
+from feature_atlas_worker.shortage import is_shortage
 
 if TYPE_CHECKING:
     from feature_atlas_worker.execute import Executor

@@ -14,11 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from feature_atlas.errors import RequestError, did_you_mean
+from feature_atlas.errors import DeviceError, RequestError, did_you_mean
 from feature_atlas.keys import check_name
 from feature_atlas.networks import LayerInfo, Layout, Network
 from feature_atlas_worker import sources
 from feature_atlas_worker.shapes import Shapes
+from feature_atlas_worker.shortage import is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ def network(name: str, *, allowed: Sequence[str] = ()) -> Network:
 
     Raises:
         RequestError: unknown model, a factory that is not allowed, or a network that does not run.
+        DeviceError: there is not enough memory for a look at it.
     """
     if ":" in name:
         source = sources.build(name, allowed=allowed)
@@ -77,6 +79,7 @@ def describe(module: nn.Module, input_size: tuple[int, int]) -> tuple[LayerInfo,
 
     Raises:
         RequestError: the network does not run at this input size.
+        DeviceError: there is not enough memory for a look at it.
     """
     sizes = _described.setdefault(module, {})
     if input_size not in sizes:
@@ -240,6 +243,11 @@ def _record(
             else:
                 module(picture)
         except Exception as error:  # somebody's forward pass
+            if is_shortage(error):
+                raise DeviceError(
+                    f"there is not enough memory to run this network on {batch} pictures of {size[0]} x {size[1]} px"
+                    f" ({reason(error)[:200]}): free some, or use a machine that has more"
+                ) from None
             return found, error
         finally:
             for handle in handles:

@@ -17,6 +17,7 @@ from feature_atlas.spec import Recipe
 from feature_atlas_worker import objectives, transforms
 from feature_atlas_worker.network import Network
 from feature_atlas_worker.params import Parameterization, stream
+from feature_atlas_worker.shortage import is_shortage
 
 #: Held-out views per picture behind ``activation.robust``.
 VIEWS = 8
@@ -83,8 +84,8 @@ def _answers(network: Network, recipe: Recipe, start: int, count: int) -> Tensor
             row, column = objectives.place(acts.shape[2], acts.shape[3], recipe)
             return acts[:, :, row, column].cpu()
         return acts.flatten(2).mean(2).cpu()
-    except torch.OutOfMemoryError:
-        if count == 1:
+    except Exception as error:
+        if count == 1 or not is_shortage(error):
             raise
     half = count // 2  # out here, where the error no longer holds what did not fit
     return torch.cat((_answers(network, recipe, start, half), _answers(network, recipe, start + half, count - half)))

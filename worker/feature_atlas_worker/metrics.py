@@ -7,7 +7,7 @@ serves them all; when it ends, another takes over.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import logging
 import os
 import tempfile
@@ -44,8 +44,10 @@ JOBS = Counter("feature_atlas_jobs", "Jobs by what became of them; skipped: in t
 OUTCOMES = ("ok", "dead", "nan", "failed", "skipped", "given_up", "given_back")
 SECONDS = Counter("feature_atlas_phase_seconds", "Seconds by what they were spent on", ["phase"])
 BATCHES = Histogram("feature_atlas_batch_jobs", "Jobs side by side", buckets=[2**i for i in range(11)])
-TROUBLE = Counter("feature_atlas_trouble", "What failed outside of the jobs and was waited for", ["what"])
-TROUBLES = ("store", "broker", "device")
+TROUBLE = Counter(
+    "feature_atlas_trouble", "What failed outside of the jobs; process: a rendering process that died", ["what"]
+)
+TROUBLES = ("store", "weights", "broker", "device", "process")
 MEMORY = Gauge(
     "feature_atlas_gpu_memory_bytes", "Memory of the GPU held by the rendering process", ["gpu"],
     multiprocess_mode="livemax",
@@ -111,17 +113,31 @@ def serve(host: str, port: int, client: redis.Redis) -> None:
     registry.register(QueueCollector(client))
 
     def run() -> None:
+        said = False
         while True:
-            with contextlib.suppress(OSError):
+            try:
                 start_http_server(port, host, registry)
-                log.info("metrics at http://%s:%d/metrics", host, port)
                 break
+            except OSError as error:
+                if not said:  # once: under one supervisor all but one wait here for as long as they live
+                    log.warning("%s", _why_not(host, port, error))
+                said = True
             time.sleep(_AGAIN)
+        log.info("metrics at http://%s:%d/metrics", host, port)
         while True:
             forget_the_dead()
             time.sleep(_AGAIN)
 
     threading.Thread(target=run, name="metrics", daemon=True).start()
+
+
+def _why_not(host: str, port: int, error: OSError) -> str:
+    asked = f"no metrics at {host}:{port} ({error.strerror or error})"
+    if error.errno == errno.EADDRINUSE:
+        return f"{asked}: well if another worker here serves them, else set FEATURE_ATLAS_METRICS to a free port"
+    return (
+        f"{asked}: set FEATURE_ATLAS_METRICS to an address of this machine, such as 0.0.0.0:{port}; it is tried again"
+    )
 
 
 def forget_the_dead() -> None:

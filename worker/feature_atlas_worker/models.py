@@ -84,7 +84,8 @@ def load(
     Raises:
         RequestError: unknown, not allowed, unknown normalisation, or weights that do not fit.
         IntegrityError: the weights are not those that the reference says.
-        StoreError: they cannot be read or downloaded.
+        WeightsError: they cannot be downloaded.
+        StoreError: they cannot be read.
     """
     if isinstance(ref, str):
         ref = reference(ref, allowed=allowed)
@@ -101,7 +102,7 @@ def load(
 
 
 def build(ref: ModelRef, allowed: Sequence[str] = ()) -> nn.Module:
-    """The module of a reference before its file of weights is read.  Raises RequestError, StoreError."""
+    """The module of a reference before its file of weights is read.  Raises RequestError, WeightsError."""
     random = RANDOM.match(ref.weights)
     return sources.build(
         ref.name, seed=int(random[1]) if random else 0, allowed=allowed, input_size=ref.input_size,

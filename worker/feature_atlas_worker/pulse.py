@@ -8,7 +8,7 @@ import time
 
 _LAST = struct.Struct("d")
 # One byte each, so that neither side overwrites what the other says.
-_BUSY, _DRAINING, _FAILURES = 8, 9, 10
+_BUSY, _DRAINING, _FAILURES, _FOLLOWED = 8, 9, 10, 11
 #: Where the note to the next child begins: its length, then its bytes.
 _NOTE, _SIZE = 64, struct.Struct("I")
 
@@ -47,6 +47,12 @@ class Pulse:
     def drain(self) -> None:
         """Asks the child to end its work soon."""
         self._memory[_DRAINING] = 1
+
+    def follow(self) -> bool:
+        """A child begins; whether there was one before it, which then has died: none ends while the worker goes on."""
+        followed = bool(self._memory[_FOLLOWED])
+        self._memory[_FOLLOWED] = 1
+        return followed
 
     @property
     def device_failures(self) -> int:

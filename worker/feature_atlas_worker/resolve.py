@@ -40,7 +40,8 @@ def resolve(
 
     Raises:
         RequestError: unknown, not allowed, unreadable, does not fit, not finite, or unknown normalisation.
-        StoreError: a download failed.
+        WeightsError: a download failed.
+        StoreError: a bucket could not be read.
     """
     from_file = weights_name is not None and _is_file(name, weights_name)
     ref = models.reference(name, None if from_file else weights_name, allowed=allowed)

@@ -47,6 +47,7 @@ class Retreat:
     def drop(self) -> None:
         """The atlas was cancelled: its messages are done with."""
         self.child.served.discard(self.order.atlas)
+        self.child.unfit.pop(self.order.atlas, None)
         self.hand.claim(self.order.group, _MOVED, _MOVED)
         self.hand.finish(self.hand.messages())
 

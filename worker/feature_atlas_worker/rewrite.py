@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from feature_atlas.errors import RequestError
 from feature_atlas_worker.convolutions import quicken
 from feature_atlas_worker.fold import fold
+from feature_atlas_worker.shortage import is_shortage
 
 
 @dataclass
@@ -106,7 +107,7 @@ def _copy(module: nn.Module) -> nn.Module:
     try:
         return copy.deepcopy(module)
     except (RuntimeError, TypeError, NotImplementedError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
+        if is_shortage(error):
             raise
         raise RequestError(
             f"this network cannot be copied ({str(error).splitlines()[0][:160]}):"

@@ -69,7 +69,7 @@ def build(
 
     Raises:
         RequestError: unknown, not allowed, or the factory fails.
-        StoreError: timm could not download.
+        WeightsError: timm could not download.
     """
     scheme, _, rest = name.partition(":")
     with _seeded(seed):

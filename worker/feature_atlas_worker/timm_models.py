@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from feature_atlas.errors import MissingExtraError, RequestError, StoreError, did_you_mean
+from feature_atlas.errors import MissingExtraError, RequestError, WeightsError, did_you_mean
 
 
 def create(name: str, pretrained: bool) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], tuple[int, int]]:
@@ -16,7 +16,7 @@ def create(name: str, pretrained: bool) -> tuple[nn.Module, tuple[float, ...], t
     Raises:
         MissingExtraError: timm is not installed.
         RequestError: timm has no such model.
-        StoreError: its weights could not be downloaded.
+        WeightsError: its weights could not be downloaded.
     """
     try:
         timm: Any = importlib.import_module("timm")
@@ -32,7 +32,7 @@ def create(name: str, pretrained: bool) -> tuple[nn.Module, tuple[float, ...], t
         module = timm.create_model(name, pretrained=pretrained)
     except Exception as error:  # whatever the hub's client raises
         if pretrained:
-            raise StoreError(f"the weights of timm:{name} could not be had ({error})") from error
+            raise WeightsError(f"the weights of timm:{name} could not be had ({error})") from error
         raise RequestError(f"timm cannot make {name!r} ({error})") from error
     fed = data.resolve_model_data_config(module)
     return module, tuple(fed["mean"]), tuple(fed["std"]), (fed["input_size"][-2], fed["input_size"][-1])

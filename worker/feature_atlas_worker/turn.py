@@ -13,7 +13,14 @@ from typing import TYPE_CHECKING
 
 from feature_atlas import steer
 from feature_atlas.atlas import Atlas
-from feature_atlas.errors import DeviceError, IntegrityError, RequestError, StoreError
+from feature_atlas.errors import (
+    DeviceError,
+    IntegrityError,
+    ObjectNotFound,
+    RequestError,
+    StoreError,
+    WeightsError,
+)
 from feature_atlas.logs import about
 from feature_atlas.messages import VERSION, Message
 from feature_atlas.reconcile import MOST_ATTEMPTS
@@ -34,8 +41,9 @@ log = logging.getLogger(__name__)
 _BATCHES = 4
 #: Each failed attempt divides the batch by this: what ends its process is soon alone.
 _DIVIDE = 8
-#: Seconds until a model that cannot be loaded is tried again.
-_UNFIT = 60.0
+#: Seconds until a model that cannot be loaded is tried again, and at least so many times what the try took: a source
+#: of weights that never answers must not take the time of the atlases that can be served.
+_UNFIT, _TIMES = 60.0, 10.0
 
 
 class Turn:
@@ -59,7 +67,7 @@ class Turn:
 
     def _go(self) -> None:
         self.hand.take(self.head)
-        self.child.note(atlas=self.order.atlas, layer=self.order.layer, state="working", note="")
+        self.child.note(atlas=self.order.atlas, layer=self.order.layer, state="working", note=self.child.unfit_now())
         try:
             self._work()
             self.child.refused.clear()
@@ -129,15 +137,19 @@ class Turn:
 
     def _check_fit(self, executor: Executor, job: Job, atlas: Atlas) -> None:
         """Loads the model.  Raises Refusal where this worker cannot: another may have the package, or the release."""
-        until, why = self.child.unfit.get(atlas.url, (0.0, ""))
-        if time.monotonic() < until:
+        if why := self.child.unfit_for(atlas.url):
             raise Refusal(why)
+        began = time.monotonic()
         try:
             check_renderer(job)
             executor.model(job.model, atlas.store.get)
-        except (RequestError, IntegrityError, ModuleNotFoundError) as error:
-            self.child.unfit[atlas.url] = time.monotonic() + _UNFIT, str(error)
+        except (RequestError, IntegrityError, WeightsError, ObjectNotFound, ModuleNotFoundError) as error:
+            if isinstance(error, WeightsError | ObjectNotFound):  # the store may be well and lack this one file
+                self.child.trouble("weights")
+            now = time.monotonic()
+            self.child.unfit[atlas.url] = now + max(_UNFIT, _TIMES * (now - began)), str(error)
             raise Refusal(str(error)) from error
+        self.child.unfit.pop(atlas.url, None)
         self.child.touch()
 
     def _claim(self, size: int) -> list[Job]:

@@ -12,13 +12,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from redis import RedisError
 
 from feature_atlas.messages import QUEUE
 from feature_atlas_worker import transport
+from feature_atlas_worker.alive import AliveFile
 
 if TYPE_CHECKING:
     import redis
@@ -40,7 +40,7 @@ class Watchdog:
         """``patience``: seconds without a new task while jobs wait; ``silence``: of a child that works."""
         self.client, self.pulse = client, pulse
         self.patience, self.silence, self.grace = patience, silence, grace
-        self.alive_file = Path(alive_file) if alive_file else None
+        self.alive_file = AliveFile(alive_file) if alive_file else None
         self._seen, self._since = -1, time.monotonic()
 
     def start(self) -> None:
@@ -56,18 +56,22 @@ class Watchdog:
                 log.exception("the watchdog failed")
 
     def look(self) -> None:
-        """One look."""
-        if self.alive_file is not None:
+        """One look; the file is touched where nothing is amiss, and while the worker ends in order."""
+        if (self.pulse.draining or self._well()) and self.alive_file is not None:
             self.alive_file.touch()
-        if self.pulse.draining:
-            return
+
+    def _well(self) -> bool:
+        """Whether jobs are taken and the child lives; ends what does not."""
         if self.stalled():
             log.critical("jobs wait and none was taken for %.0f s: the worker starts afresh", self.patience)
             self._end()
+            return False
         if self.pulse.busy and self.pulse.silence > self.silence:
             log.critical("the rendering process gave no sign of life for %.0f s: ended", self.pulse.silence)
             self.pulse.beat()
             _kill_children()
+            return False
+        return True
 
     def stalled(self) -> bool:
         """Whether nothing is in hand and nothing new was taken for too long, though jobs wait."""

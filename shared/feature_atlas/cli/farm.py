@@ -151,6 +151,7 @@ def run_worker(args: argparse.Namespace) -> int:
         )
     from feature_atlas.broker import connect
     from feature_atlas.place import check_shared
+    from feature_atlas_worker import alive
     from feature_atlas_worker.supervise import Supervisor
     from feature_atlas_worker.visible import check_device, gpus
 
@@ -158,6 +159,7 @@ def run_worker(args: argparse.Namespace) -> int:
         if place != "*":
             check_shared(place)
     _need("torch")
+    alive.begin(settings.alive_file)
     connect(settings.broker).close()
     environ = worker_environ(settings, allowed)
     devices = gpus(args.gpus) if args.gpus else []

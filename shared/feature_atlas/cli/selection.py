@@ -102,7 +102,7 @@ def requests(args: argparse.Namespace, settings: Settings) -> list[Request]:
 
     Raises:
         RequestError: unknown model, weights, layers, channels, variants or fields, each in one sentence.
-        StoreError: a download failed.
+        WeightsError, StoreError: a download failed, or a bucket could not be read.
     """
     from feature_atlas.store import join
     from feature_atlas_producer.plan import atlas_names, parse_settings, request

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 from feature_atlas.cli import codes
 from feature_atlas.cli.progress import Progress
 from feature_atlas.cli.publisher import Publisher
-from feature_atlas.errors import EnvironmentFault, IntegrityError, RequestError, StoreError
+from feature_atlas.errors import EnvironmentFault, IntegrityError, RequestError, StoreError, WeightsError
 
 if TYPE_CHECKING:
     from feature_atlas.atlas import Atlas
@@ -113,7 +113,7 @@ class Work:
         try:
             executor.model(self.atlas.file.model, self.atlas.store.get)  # before anything is removed
             return self.atlas.repair(list(self.atlas.verify(mine)))
-        except (RequestError, IntegrityError, StoreError) as error:
+        except (RequestError, IntegrityError, StoreError, WeightsError) as error:
             self.why_damaged = str(error)
             return []
 

@@ -17,6 +17,7 @@ from torch import fx, nn
 
 from feature_atlas_worker.convolutions import FrozenConv2d
 from feature_atlas_worker.fold import FoldedNorm
+from feature_atlas_worker.shortage import is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -77,9 +78,9 @@ def _capture(module: nn.Module) -> Captured | None:
         with _lock, torch.no_grad():
             tracer = _Tracer(module)
             graph = tracer.trace(module)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # somebody's forward pass
+        if is_shortage(error):
+            raise
         log.info("the network runs as it is, its course has no graph: %s", str(error).partition("\n")[0])
         return None
     return Captured(graph, tracer.passed)

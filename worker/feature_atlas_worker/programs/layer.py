@@ -15,6 +15,7 @@ from feature_atlas_worker.programs.compiler import compiled
 from feature_atlas_worker.programs.own import own_channel
 from feature_atlas_worker.programs.program import Program
 from feature_atlas_worker.programs.reading import Reading
+from feature_atlas_worker.shortage import is_shortage
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +83,9 @@ def compiled_layer(
         if _same(run, found, probe):
             return found
         log.info("layer %s runs as it is: its program answers otherwise", layer)
-    except (MemoryError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # of somebody's modules
+        if is_shortage(error):
+            raise
         log.info("layer %s runs as it is: %s", layer, error)
     return None
 
