@@ -65,6 +65,22 @@ def test_a_store_that_fails_is_no_fault_of_the_jobs(setting: Setting) -> None:
     assert setting.queued() == [0, 1, 2, 3, 4, 5] and not setting.attempts()
 
 
+def test_every_look_at_a_store_that_still_fails_counts(setting: Setting, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An alert asks what is new: an outage that one worker met once, an hour ago, would not be."""
+    counted: list[str] = []
+    monkeypatch.setattr(setting.child, "trouble", counted.append)
+    lasts, write = iter([True, True, False]), retreat._try_to_write
+
+    def look(atlas: Any, beat: Any) -> None:
+        if next(lasts):
+            raise StoreError("still no route")
+        write(atlas, beat)
+
+    monkeypatch.setattr(retreat, "_try_to_write", look)
+    setting.retreat.wait_for_store(StoreError("no route"))
+    assert counted == ["store"] * 3
+
+
 def test_what_is_for_others_goes_behind_everything_uncounted(setting: Setting) -> None:
     setting.client.lpush(QUEUE, *setting.child.template.messages("s3://bucket/other", "channel", "conv", [9]))
     setting.retreat.refuse("paused")

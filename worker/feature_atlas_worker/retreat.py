@@ -84,6 +84,7 @@ class Retreat:
             try:
                 _try_to_write(self.child.atlases.open(self.order.atlas), self.child.beat)
             except (AtlasError, RedisError) as again:
+                self.child.trouble("store")  # an alert looks at what is new
                 log.warning("still: %s", again)
             else:
                 self.child.note(note="")
