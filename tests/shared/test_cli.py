@@ -11,8 +11,10 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,6 +22,7 @@ from feature_atlas import keys, manifest
 from feature_atlas.atlas import Atlas
 from feature_atlas.cli import hints, main
 from feature_atlas.cli.progress import Progress, duration, table
+from feature_atlas.cli.reading import pace
 from feature_atlas.errors import StoreError
 from feature_atlas.presets import VARIANTS
 from feature_atlas.store import DirectoryStore
@@ -107,6 +110,35 @@ def test_status_as_json(atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> Non
     assert [found[name] for name in ("planned", "done", "missing", "dead", "failed")] == [4, 2, 1, 1, 1]
     assert found["groups"][0]["layer"] == "conv"
     assert found["rate"] > 0 and found["seconds_left"] is not None, "two pictures were just written"
+
+
+BATCHES = [20 * batch + 0.01 * place for batch in range(4) for place in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("times", "now", "rate"),
+    [
+        ([], 0, 0),
+        ([5.0], 5, 0),
+        ([0.0, 10, 20, 30], 35, 0.1),  # the next is on its way
+        (BATCHES, 62, pytest.approx(63 / 60, rel=0.01)),
+        (BATCHES, 79, pytest.approx(63 / 60, rel=0.01)),  # a pause like the others
+        (BATCHES, 115, pytest.approx(63 / 95, rel=0.02)),  # a long one
+        (BATCHES, 125, 0),  # no more come
+        (BATCHES[:16], 10, pytest.approx(1.5, rel=0.02)),  # what came at once says nothing of the pace; the pause does
+        (BATCHES[:16], 31, 0),
+        ([0.0, 0, 0], 0, 2000),
+    ],
+)
+def test_the_pace_is_that_of_batches_and_ends_with_them(times: list[float], now: float, rate: Any) -> None:
+    assert pace(times, now) == pace(times[::-1], now) == rate
+
+
+def test_status_says_when_nobody_draws(atlas: Atlas, capsys: pytest.CaptureFixture[str]) -> None:
+    for picture in Path(atlas.url, "images").rglob("*.png"):
+        os.utime(picture, (time.time() - 60,) * 2)
+    out = run(capsys, "status", atlas.url)[1]
+    assert "nobody draws here now; to go on: " in out and "channels/s" not in out
 
 
 def test_status_of_a_whole_atlas_is_exit_code_0(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,12 +73,16 @@ class Progress:
         new, seconds = self.done - self.initial, self._told - self._started
         share = 100 * self.done / self.total if self.total else 100.0
         rate = new / seconds if seconds else 0.0
-        spelled = f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
-        pace = f", {spelled}/s, {duration((self.total - self.done) / rate)} left" if rate else ""
+        pace = f", {per_second(rate)}/s, {duration((self.total - self.done) / rate)} left" if rate else ""
         note = f", {self.note}" if self.note and self.done < self.total else ""
         print(
             f"{self.what}: {self.done}/{self.total} {self.unit} ({share:.0f}%){pace}{note}", file=sys.stderr, flush=True
         )
+
+
+def per_second(rate: float) -> str:
+    """A rate in few digits."""
+    return f"{rate:,.0f}" if rate >= 100 else f"{rate:.2g}"
 
 
 def duration(seconds: float) -> str:

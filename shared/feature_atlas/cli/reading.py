@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from feature_atlas.cli import codes, hints, queued
-from feature_atlas.cli.progress import Progress, duration, table
+from feature_atlas.cli.progress import Progress, duration, per_second, table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from feature_atlas.atlas import Atlas
 
-#: Seconds back over which the rate is taken, and after which nobody seems to be rendering.
-_RECENT, _IDLE = 600.0, 120.0
+#: Seconds back over which the rate is taken, and the shortest pause after which nobody seems to be rendering.
+_RECENT, _IDLE = 600.0, 30.0
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -79,14 +82,26 @@ def _status(atlas: Atlas) -> dict[str, Any]:
 
 
 def _rate(atlas: Atlas) -> float:
-    """Pictures per second over the last minutes; 0 where nobody has written lately.  From a listing's times."""
+    """Pictures per second over the last minutes; 0 where nobody writes any more.  From a listing's times."""
     from feature_atlas import keys
 
     now = time.time()
-    times = sorted(info.modified for info in atlas.store.list(keys.IMAGES) if now - info.modified < _RECENT)
-    if len(times) < 2 or now - times[-1] > _IDLE or times[-1] <= times[0]:
+    return pace([info.modified for info in atlas.store.list(keys.IMAGES) if now - info.modified < _RECENT], now)
+
+
+def pace(times: Sequence[float], now: float) -> float:
+    """How many come per second, of late, out of the seconds at which they came; 0 where no more seem to come.
+
+    They come in batches: a pause is part of the pace while it is no longer than those before it, and the end of it
+    all when it is three times as long, and half a minute.
+    """
+    times = sorted(times)
+    if len(times) < 2:
         return 0.0
-    return (len(times) - 1) / (times[-1] - times[0])
+    longest, pause = max(later - earlier for earlier, later in itertools.pairwise(times)), max(0.0, now - times[-1])
+    if pause > max(_IDLE, 3 * longest):
+        return 0.0
+    return (len(times) - 1) / max(times[-1] - times[0] + max(0.0, pause - longest), 1e-3)
 
 
 def _print_status(found: dict[str, Any], atlas: Atlas) -> None:
@@ -99,7 +114,9 @@ def _print_status(found: dict[str, Any], atlas: Atlas) -> None:
         f" {found['missing']} missing, {found['failed']} failed"
     )
     if found["seconds_left"] is not None:
-        print(f"{found['rate']:.2g} channels/s, {duration(found['seconds_left'])} left")
+        print(f"{per_second(found['rate'])} channels/s, {duration(found['seconds_left'])} left")
+    elif found["missing"] and found["queue"] is None:
+        print(f"nobody draws here now; to go on: {hints.command('render', atlas, runs=True)}")
     if "cost" in found:
         queued.show_cost(found["cost"])
     if found["queue"] is not None:
