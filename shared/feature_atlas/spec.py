@@ -126,92 +126,111 @@ class Recipe(Record):
         "blur": "blur=1,0", "blur_random": "blur_random=0,1",
     }  # fmt: skip
 
+    # What stands below a field is its description: in the schemas, and in what ``feature-atlas recipes`` says.
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     # -- what is maximised
     objective: Literal["channel", "neuron", "layer"] = "channel"
-    #: (row, column) of the neuron on the layer's map; None is the centre.
+    """A channel's mean, one neuron of it, or the mean square of the whole layer (DeepDream)."""
     position: tuple[int, int] | None = None
-    #: +1 maximises, -1 minimises.
+    """(row, column) of the neuron on the layer's map; None is the centre."""
     sign: Literal[1, -1] = 1
+    """+1 maximises, -1 minimises."""
     # -- the optimisation
-    #: (height, width) of the picture in pixels.
     size: tuple[Annotated[int, Field(ge=8, le=2048)], Annotated[int, Field(ge=8, le=2048)]] = (128, 128)
+    """(height, width) of the picture in pixels."""
     steps: Annotated[int, Field(ge=1, le=100_000)] = 512
-    #: Adam's step size on the parameters.
+    """Steps of the ascent; the time grows with them."""
     learning_rate: Annotated[float, Field(gt=0.0, le=100.0)] = 0.05
-    #: The last step's learning rate as a share of the first's, reached along a cosine; 1 is constant.
+    """Adam's step size on the parameters."""
     learning_rate_end: Unity = 1.0
+    """The last step's learning rate as a share of the first's, reached along a cosine; 1 is constant."""
     betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = (
         0.9,
         0.999,
     )
-    #: What shares one second moment of Adam: each ``coefficient`` its own as published, or all coefficients of one
-    #: half-octave ``frequency`` band, which keeps their proportions and gets there in fewer steps.
+    """Adam's decay rates."""
     adapt: Literal["coefficient", "frequency"] = "coefficient"
+    """What shares one second moment of Adam: each ``coefficient`` its own as published, or all coefficients of one
+    half-octave ``frequency`` band, which keeps their proportions and gets there in fewer steps."""
     # -- what is optimised
     parameterization: Literal["fourier", "pixel"] = "fourier"
-    #: Amplitude of the Fourier basis ~ 1 / frequency**decay.
+    """What Adam moves: the picture's Fourier coefficients, or its pixels."""
     decay: Annotated[float, Field(ge=0.0, le=4.0)] = 1.0
-    #: Standard deviation of the parameters at the start.
+    """Amplitude of the Fourier basis ~ 1 / frequency**decay."""
     init_std: Annotated[float, Field(gt=0.0, le=10.0)] = 0.01
+    """Standard deviation of the parameters at the start."""
     decorrelate: bool = True
+    """Colours in the basis in which those of natural images are uncorrelated."""
     # -- what the picture must be robust to
-    #: Grey border in pixels that is added around the picture before the network sees it.
     pad: Annotated[int, Field(ge=0, le=256)] = 0
-    #: Shifts before and after scaling and rotating: uniform within +-pixels.
+    """Grey border in pixels that is added around the picture before the network sees it."""
     jitter: tuple[Annotated[float, Field(ge=0.0, le=256.0)], Annotated[float, Field(ge=0.0, le=256.0)]] = (
         0.0,
         0.0,
     )
-    #: Factors: drawn between the least and the greatest, or (``draw="choice"``) one of them.
+    """Shifts before and after scaling and rotating: uniform within +-pixels."""
     scale: Annotated[tuple[Annotated[float, Field(gt=0.1, lt=10.0)], ...], Field(min_length=1, max_length=64)] = (1.0,)
-    #: Degrees, counter-clockwise; drawn like ``scale``.
+    """Factors: drawn between the least and the greatest, or (``draw="choice"``) one of them."""
     rotate: Annotated[tuple[Annotated[float, Field(ge=-180, le=180)], ...], Field(min_length=1, max_length=64)] = (0.0,)
+    """Degrees, counter-clockwise; drawn like ``scale``."""
     draw: Literal["uniform", "choice"] = "uniform"
-    #: How strong the transforms are at the first and at the last step, as a factor.
+    """How ``scale`` and ``rotate`` are drawn."""
     transform_ramp: Ramp = (1.0, 1.0)
-    #: What surrounds the picture, 0 black to 1 white.
+    """How strong the transforms are at the first and at the last step, as a factor."""
     fill: Unity = 0.5
+    """What surrounds the picture, 0 black to 1 white."""
     # -- blur, sigma in pixels
-    #: Coarse to fine: a Gaussian low-pass of the spectrum itself; what is still cut at the end is cut in the picture.
     cut: Ramp = (0.0, 0.0)
-    #: A blur of what the network sees, annealed.
+    """Coarse to fine: a Gaussian low-pass of the spectrum; what is still cut at the end is cut in the picture."""
     blur: Ramp = (0.0, 0.0)
-    #: A blur of what the network sees, sigma drawn uniformly between two values per image and step.
+    """A blur of what the network sees, annealed."""
     blur_random: Ramp = (0.0, 0.0)
-    #: The first ``coarse_steps`` run at this share of the resolution.
+    """A blur of what the network sees, sigma drawn uniformly between two values per image and step."""
     coarse: Annotated[float, Field(ge=0.125, le=1.0)] = 1.0
+    """The first ``coarse_steps`` run at this share of the resolution."""
     coarse_steps: Annotated[int, Field(ge=0)] = 0
-    #: (height, width) that the network sees: the picture is resampled bilinearly.  None: the picture's own.
+    """How many steps run at the share of the resolution that ``coarse`` says."""
     network_size: tuple[Annotated[int, Field(ge=8, le=2048)], Annotated[int, Field(ge=8, le=2048)]] | None = None
+    """(height, width) that the network sees: the picture is resampled bilinearly.  None: the picture's own."""
     # -- penalties; weights >= 0
-    #: ``relative``: the objective's gradient is scaled to unit RMS per image first, so that a weight means the same
-    #: in every layer of every network.  ``absolute``: as published, for presets that repeat somebody's numbers.
     penalties: Literal["relative", "absolute"] = "relative"
+    """``relative``: the objective's gradient is scaled to unit RMS per image first, so that a weight means the same
+    in every layer of every network.  ``absolute``: as published, for presets that repeat somebody's numbers."""
     total_variation: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
+    """Weight of the differences between neighbouring pixels."""
     diversity: Annotated[float, Field(ge=0.0, le=1e6)] = 0.0
-    #: Frequency penalization: every step multiplies each Fourier coefficient by 1 - rate * penalty *
-    #: (f / 0.25)**4, f in cycles per pixel: a weight decay beside Adam, not through it, so its strength is the same in
-    #: every layer of every network.
+    """Weight of the likeness of a job's images (mean pairwise cosine of what the layer makes of them)."""
     frequency_penalty: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    """Frequency penalization: every step multiplies each Fourier coefficient by 1 - rate * penalty *
+    (f / 0.25)**4, f in cycles per pixel: a weight decay beside Adam, not through it, so its strength is the same in
+    every layer of every network."""
     # -- dead units
-    #: Redirected ReLU gradients during the first steps, while an image's whole gradient is blocked (Lucid).
     redirect: Annotated[int, Field(ge=0)] = 16
-    #: ... and whenever the gradient is blocked again later.
+    """Redirected ReLU gradients during the first steps, while an image's whole gradient is blocked (Lucid)."""
     redirect_always: bool = True
+    """... and whenever the gradient is blocked again later."""
     # -- the result
-    #: Diverse images of one job.
     images: Annotated[int, Field(ge=1, le=64)] = 1
-    #: ``best`` of a few checkpoints on clean and held-out views, or the ``last`` iterate as published methods do.
+    """Diverse images of one job."""
     pick: Literal["best", "last"] = "best"
+    """``best`` of a few checkpoints on clean and held-out views, or the ``last`` iterate as published methods do."""
     keep_initial: bool = False
+    """Also keep the picture before the first step."""
     seed: Annotated[int, Field(ge=0, lt=2**53)] = 0
-    #: The renderer's generation; presets carry the present one (the default stays 1, see above).
+    """Each channel draws its own from it; another one gives other pictures."""
     renderer: Annotated[int, Field(ge=1)] = 1
+    """The renderer's generation; presets carry the present one (the default stays 1, see above)."""
 
     @field_validator("size", "network_size", mode="before")
     @classmethod
     def _square(cls, value: Any) -> Any:
         return (value, value) if isinstance(value, int) else value
+
+    @field_validator("scale", "rotate", mode="before")
+    @classmethod
+    def _always(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, int | float) else value
 
     @field_validator("jitter", mode="before")
     @classmethod

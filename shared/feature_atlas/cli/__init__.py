@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 from feature_atlas import __version__
-from feature_atlas.cli import codes, doctor, farm, local, product, reading
+from feature_atlas.cli import codes, doctor, farm, local, product, reading, recipes
 from feature_atlas.errors import AtlasError, MissingExtraError
 
 #: Packages that only an extra brings, and which.
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"feature-atlas {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for family in (local, reading, doctor, product, farm):
+    for family in (local, recipes, reading, doctor, product, farm):
         family.register(commands)
     for command in commands.choices.values():
         talk = command.add_argument_group("talking")
