@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -108,6 +109,22 @@ def test_an_atlas_grows_by_layers_channels_and_variants(store: Store) -> None:
     atlas = Atlas.grow(store, MODEL, request("0:3", negative=Recipe(steps=4, sign=-1)))
     assert len(atlas.plan) == 6 + 2 + 3
     assert Atlas.open(store).plan.digest() == atlas.plan.digest()
+
+
+@pytest.mark.parametrize("name", keys.TOP)
+def test_no_atlas_begins_where_publishing_would_replace_somebodys_file(store: Store, name: str) -> None:
+    store.put(name, b"mine")
+    with pytest.raises(RequestError, match=f"already holds {re.escape(name)}, which is not an atlas's"):
+        Atlas.grow(store, MODEL, request())
+    assert [info.key for info in store.list()] == [name]
+
+
+def test_an_atlas_begins_beside_unrelated_files_and_grows_beside_its_own(store: Store) -> None:
+    store.put("README.md.orig", b"mine")
+    store.put("src/index.html", b"mine")
+    Atlas.grow(store, MODEL, request())
+    store.put(keys.CARD, b"the atlas's")
+    assert len(Atlas.grow(store, MODEL, request("4:8")).plan.files) == 2
 
 
 def test_another_model_is_refused_by_name(atlas: Atlas) -> None:
