@@ -200,6 +200,12 @@ def test_a_port_in_use_gets_a_sentence(folder: Path, capsys: pytest.CaptureFixtu
     assert "cannot be used" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("port", ["99999", "65536", "-5"])
+def test_what_is_no_port_gets_a_sentence(folder: Path, port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", str(folder), "--port", port]) == 2
+    assert f"--port {port} is no port: 1 to 65535" in capsys.readouterr().err
+
+
 def test_what_was_published_on_s3_is_read_over_http_without_keys(
     moto: MotoServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

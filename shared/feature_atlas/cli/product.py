@@ -128,6 +128,8 @@ def run_view(args: argparse.Namespace) -> int:
     from feature_atlas.atlas import Atlas
     from feature_atlas.serve import PageServer
 
+    if not 0 <= args.port < 65536:
+        raise RequestError(f"--port {args.port} is no port: 1 to 65535, or 0 for a free one")
     stores = [_viewable(Atlas.open(url)).store for url in args.url]
     try:
         server = PageServer(stores, args.port)
