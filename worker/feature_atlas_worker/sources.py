@@ -160,17 +160,26 @@ def _builtin(name: str) -> Source:
 
 
 def _python(path: str, allowed: Sequence[str]) -> Source:
-    """What the factory of ``module:factory`` returns: a module, (module, mean, std, input size), or a VisionModel."""
+    """What the factory of ``module:factory`` returns: a module, (module, mean, std, input size), or a VisionModel.
+
+    In fp32, as every other network and all pictures are: a factory may give half or double precision.
+    """
     made = factories.make(path, allowed)
     if isinstance(made, nn.Module):
-        return Source(made)
+        return Source(_single(made))
     parts: tuple[Any, ...] = made if isinstance(made, tuple) else tuple(getattr(made, f, None) for f in Source._fields)
     if len(parts) != 4 or not isinstance(parts[0], nn.Module):
         raise RequestError(
             f"python:{path} returned a {type(made).__name__}, not a module or (module, mean, std, input_size)"
         )
     module, mean, std, size = parts
-    return Source(module, tuple(mean or ()), tuple(std or ()), _pair(size) if size else None)
+    return Source(_single(module), tuple(mean or ()), tuple(std or ()), _pair(size) if size else None)
+
+
+def _single(module: nn.Module) -> nn.Module:
+    """The module in fp32; one whose parameters are that already keeps whatever its buffers are."""
+    other = any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
+    return module.float() if other else module
 
 
 def _pair(size: Any) -> tuple[int, int]:
