@@ -55,6 +55,12 @@ def test_a_factorys_network_of_another_precision_runs_in_fp32(
     assert model.module(torch.zeros(1, 3, 8, 8)).dtype == torch.float32
 
 
+def test_a_network_of_other_pictures_than_rgb_is_refused_before_it_is_loaded() -> None:
+    grey = models.reference(NET, allowed=ALLOWED).model_copy(update={"mean": (0.5,), "std": (0.25,)})
+    with pytest.raises(RequestError, match="is fed 1 input channels; pictures have 3: "):
+        models.load(grey, allowed=ALLOWED)
+
+
 def test_random_weights_are_the_same_everywhere_and_differ_by_seed() -> None:
     first, again, other = (models.load(models.reference("squeezenet1_1", f"random:{s}")) for s in (1, 1, 2))
     assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256

@@ -113,11 +113,16 @@ def build(ref: ModelRef, allowed: Sequence[str] = ()) -> nn.Module:
 
 
 def check_fed(ref: ModelRef) -> None:
-    """Raises RequestError where it is unknown how the network's input is normalised: never a guess."""
+    """Raises RequestError where it is unknown how the network's input is normalised (never a guess), or no RGB is."""
     if not ref.mean:
         raise RequestError(
             f"how {ref.name} wants its input normalised is unknown: say it with --mean R,G,B --std R,G,B,"
             " or let the factory return (module, mean, std, input_size)"
+        )
+    if len(ref.mean) != 3:
+        raise RequestError(
+            f"{ref.name} is fed {len(ref.mean)} input channels; pictures have 3: give a network that takes RGB, and"
+            " --mean R,G,B --std R,G,B"
         )
 
 

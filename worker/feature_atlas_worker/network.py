@@ -19,10 +19,11 @@ from feature_atlas_worker.devices import computes_half
 from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import redirecting
 from feature_atlas_worker.heap import keep_freed_memory
-from feature_atlas_worker.inspect import layer_layout, reason, refused
+from feature_atlas_worker.inspect import layer_layout, reason
 from feature_atlas_worker.objectives import canonical, looks_at_one_channel
 from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.layer import CompiledLayer, compiled_layer
+from feature_atlas_worker.refusal import refused
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
 
@@ -209,7 +210,7 @@ def open_network(
         except (RuntimeError, ValueError, AssertionError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
-            raise refused(layer, size, model.input_size, reason(error)) from None
+            raise refused(model.module, layer, size, model.input_size, reason(error)) from None
         if not calls:
             raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
         if rewrites.program and device.type == "cpu":
@@ -219,7 +220,7 @@ def open_network(
             with torch.no_grad():
                 activations = network(probe)
             if activations[0].numel() == 0:
-                raise refused(layer, size, model.input_size, "")
+                raise refused(model.module, layer, size, model.input_size, "")
             network.channels, network.map = activations.shape[1], (activations.shape[2], activations.shape[3])
             yield network
 
