@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from feature_atlas import keys, manifest
+from feature_atlas import keys, manifest, presets
 from feature_atlas.errors import IntegrityError, ObjectNotFound, PlanConflictError, RequestError
 from feature_atlas.plan import AtlasFile, Plan, PlanFile, describe_model, difference
 from feature_atlas.spec import ModelRef
@@ -133,7 +133,7 @@ def _check_fits(here: AtlasFile, plan: Plan, model: ModelRef, file: PlanFile) ->
         if known != recipe:
             raise PlanConflictError(
                 f"variant {name!r} already has another recipe here ({difference(known, recipe)});"
-                f" give the new one another name, as in --variant {name}2={name}"
+                f" give the new one another name, as in --variant {name}2={presets.nearest(recipe, name)}"
             )
     Plan(model, {**plan.files, file.digest(): file})
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_atlas import keys, manifest
+from feature_atlas import keys, manifest, presets
 from feature_atlas.atlas import Atlas
 from feature_atlas.errors import IntegrityError, ObjectNotFound, PlanConflictError, RequestError
 from feature_atlas.manifest import Manifest, Picture, SideCar
@@ -142,6 +142,20 @@ def test_another_recipe_is_refused_with_the_difference(atlas: Atlas) -> None:
     with pytest.raises(PlanConflictError, match=r"'channel'.*\(steps 4 here, 9 asked\)"):
         Atlas.grow(atlas.store, MODEL, request(channel=Recipe(steps=9)))
     assert len(list(atlas.store.list(keys.PLANS))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("c", "channel"), ("channel", "channel"), ("x", "lucid"), ("neg", "negative")]
+)
+def test_the_name_that_is_proposed_for_another_recipe_can_be_pasted(store: Store, name: str, base: str) -> None:
+    Atlas.grow(store, MODEL, request(**dict([presets.variant(f"{name}={base}")])))
+    changed = request(**dict([presets.variant(f"{name}={base}", {"steps": 9, "size": 64})]))
+    with pytest.raises(PlanConflictError) as refused:
+        Atlas.grow(store, MODEL, changed)
+    proposed = str(refused.value).rpartition("--variant ")[2]
+    assert proposed == f"{name}2={base}"
+    again, recipe = presets.variant(proposed, {"steps": 9, "size": 64})
+    assert recipe == changed.variants[name] and Atlas.grow(store, MODEL, request(**{again: recipe}))
 
 
 @pytest.mark.parametrize("moment", ["before put", "after put"])
