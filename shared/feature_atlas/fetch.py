@@ -99,12 +99,14 @@ def fetch(
         progress: called with (bytes had, bytes in all).
 
     Raises:
-        RequestError: nothing is chosen; or the folder holds an atlas of another model.
+        RequestError: nothing is chosen; or the folder holds an atlas of another model, or other files in its place.
         StoreError: the atlas cannot be read, or the folder not be written.
     """
     target = DirectoryStore(folder)
     if target.url == atlas.store.url:
         raise RequestError(f"{folder} is the atlas itself: fetch into another folder")
+    if growth.read_file(target) is None:
+        growth.check_free(target)
     groups = choose(atlas.plan, layers, channels, variants)
     wanted = list(_wanted(atlas, groups))
     told = Fetched(target.root, pictures=len(wanted))

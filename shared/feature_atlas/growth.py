@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-from feature_atlas import keys, manifest
-from feature_atlas.errors import IntegrityError, ObjectNotFound, PlanConflictError
+from feature_atlas import keys, manifest, presets
+from feature_atlas.errors import IntegrityError, ObjectNotFound, PlanConflictError, RequestError
 from feature_atlas.plan import AtlasFile, Plan, PlanFile, describe_model, difference
 from feature_atlas.spec import ModelRef
 from feature_atlas.store import Store
@@ -23,6 +23,7 @@ def add(store: Store, model: ModelRef, file: PlanFile) -> None:
 
     Raises:
         PlanConflictError: another model, or another recipe under a variant's name; the text names the difference.
+        RequestError: as :func:`check_free`.
         IntegrityError: what is there is damaged, or of a newer release.
     """
     if check(store, model, file):
@@ -43,15 +44,34 @@ def add(store: Store, model: ModelRef, file: PlanFile) -> None:
 
 
 def check(store: Store, model: ModelRef, file: PlanFile) -> bool:
-    """Whether the atlas in ``store`` already holds the request; writes nothing.  Raises as :func:`add`."""
+    """Whether the atlas in ``store`` already holds the request; writes nothing.
+
+    Raises as :func:`add` and :func:`check_free`.
+    """
     digest = file.digest()
     Plan(model, {digest: file})  # whole in itself
     here = read_file(store)
     if here is None:
+        check_free(store)
         return False
     plan = union(here.model, read_plans(store))
     _check_fits(here, plan, model, file)
     return digest in plan.files
+
+
+def check_free(store: Store) -> None:
+    """Refuses to begin an atlas where publishing it would replace somebody's files; an atlas that is there may grow.
+
+    Raises:
+        RequestError: a file is there under a name that publish writes, and no ``atlas.json``.
+    """
+    # One narrow listing per name: a folder or bucket may hold any number of other things.
+    held = next((key for key in keys.TOP if any(info.key == key for info in store.list(key))), None)
+    if held is not None and read_file(store) is None:
+        raise RequestError(
+            f"{store.url} already holds {held}, which is not an atlas's (there is no {keys.ATLAS}):"
+            " choose an empty folder or prefix"
+        )
 
 
 def read_file(store: Store) -> AtlasFile | None:
@@ -113,7 +133,7 @@ def _check_fits(here: AtlasFile, plan: Plan, model: ModelRef, file: PlanFile) ->
         if known != recipe:
             raise PlanConflictError(
                 f"variant {name!r} already has another recipe here ({difference(known, recipe)});"
-                f" give the new one another name, as in --variant {name}2={name}"
+                f" give the new one another name, as in --variant {name}2={presets.nearest(recipe, name)}"
             )
     Plan(model, {**plan.files, file.digest(): file})
 

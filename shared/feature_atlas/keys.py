@@ -37,6 +37,8 @@ CONTACT_SHEET = "contact-sheet.png"
 PUBLISHED = "published.json"
 #: Numbers of every unit of the network, for the page's searches across layers.
 NETWORK_JS = "network.js"
+#: What publish writes at the top, beside the folders: names that a place may already hold for another reason.
+TOP = (CARD, PAGE, METADATA, CROISSANT, ATLAS_JS, NETWORK_JS, INDEX, CONTACT_SHEET, PUBLISHED)
 
 _NAME = re.compile(NAME_PATTERN)
 _HEX = re.compile(r"[0-9a-f]+")

@@ -112,11 +112,24 @@ def find(name: str) -> Network | None:
 
 def unknown(name: str) -> RequestError:
     """The error that says which models there are."""
+    if own := _own(name):
+        return RequestError(f"no model {name!r}: for a network of your own write {own}")
     schemes = "timm:NAME, python:module:factory, builtin:NAME"
     return RequestError(
         f"no model {name!r}{did_you_mean(name, names())}"
         f" (known: {len(names())} torchvision classification networks, {schemes})"
     )
+
+
+def _own(name: str) -> str:
+    """How to spell what looks like a Python file (``mynets.py``) or factory (``mynets:plain``); else nothing."""
+    module, _, factory = name.partition(":")
+    path, is_file = module.removesuffix(".py"), module.endswith(".py")
+    own = path.replace("\\", "/").rpartition("/")[2] if is_file else path
+    if not (own and all(part.isidentifier() for part in own.split(".")) and (is_file or factory.isidentifier())):
+        return ""
+    folder = ", with its folder on PYTHONPATH" if own != path else ""
+    return f"python:{own}:{factory or 'FACTORY'} --allow-model {own}{folder}"
 
 
 def dotted(name: str) -> str:

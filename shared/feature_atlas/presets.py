@@ -89,3 +89,13 @@ def variant(text: str, changes: Mapping[str, Any] | None = None) -> tuple[str, R
         )
     preset_name, own = VARIANTS[base]
     return check_name(name, "variant"), preset(preset_name, {**own, **(changes or {})})
+
+
+def nearest(recipe: Recipe, name: str = "") -> str:
+    """The known variant that a recipe differs from in the fewest fields; of several ``name``, where it is one."""
+
+    def differing(known: str) -> tuple[int, bool]:
+        own = variant(known)[1]
+        return sum(getattr(own, field) != getattr(recipe, field) for field in Recipe.model_fields), known != name
+
+    return min(VARIANTS, key=differing)

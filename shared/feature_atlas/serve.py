@@ -26,10 +26,7 @@ log = logging.getLogger(__name__)
 #: Bytes of answers that are kept.
 KEPT = 256 * 2**20
 #: What a page may ask for: not weights, not errors (they hold tracebacks), nothing a stranger put beside.
-_TOP = {
-    keys.PAGE, keys.ATLAS, keys.ATLAS_JS, keys.NETWORK_JS, keys.PUBLISHED, keys.INDEX, keys.METADATA, keys.CARD,
-    keys.CROISSANT, keys.CONTACT_SHEET,
-}  # fmt: skip
+_TOP = {keys.ATLAS, *keys.TOP}
 _BELOW = (keys.IMAGES, keys.MANIFESTS, keys.SHEETS, keys.LAYERS, keys.PACKS, keys.PLANS, "run/", "initial/")
 _TYPES = {
     "png": "image/png", "webp": "image/webp", "json": "application/json", "js": "text/javascript; charset=utf-8",

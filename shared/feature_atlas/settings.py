@@ -96,7 +96,7 @@ class Settings(BaseModel):
         """The settings of this environment; ``changes`` (a command's options) that are not None win.
 
         Raises:
-            RequestError: a variable holds no possible value.
+            RequestError: a variable or an option holds no possible value; named as it was given.
         """
         environ = os.environ if environ is None else environ
         given: dict[str, Any] = {}
@@ -104,11 +104,12 @@ class Settings(BaseModel):
             text = environ.get(PREFIX + field.upper(), "").strip()
             if text:
                 given[field] = text
-        given.update({field: value for field, value in changes.items() if value is not None})
+        options = {field: value for field, value in changes.items() if value is not None}
+        given.update(options)
         try:
             return cls(**given)
         except ValidationError as error:
-            raise RequestError(_sentence(error, cls)) from None
+            raise RequestError(_sentence(error, cls, options)) from None
 
     @classmethod
     def variables(cls) -> dict[str, str]:
@@ -124,11 +125,12 @@ class Settings(BaseModel):
         return [f"the environment variable {name} means nothing{did_you_mean(name, known)}" for name in strange]
 
 
-def _sentence(error: ValidationError, cls: type[Settings]) -> str:
+def _sentence(error: ValidationError, cls: type[Settings], options: Mapping[str, Any]) -> str:
     first = error.errors(include_url=False)[0]
     field = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"no setting {field!r}{did_you_mean(field, cls.model_fields)}"
     message = first["msg"].removeprefix("Value error, ")
     message = message[:1].lower() + message[1:]
-    return f"{PREFIX}{field.upper()}={first['input']!r}: {message} ({cls.model_fields[field].description})"
+    spelled = f"--{field} {first['input']}" if field in options else f"{PREFIX}{field.upper()}={first['input']!r}"
+    return f"{spelled}: {message} ({cls.model_fields[field].description})"

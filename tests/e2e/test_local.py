@@ -403,8 +403,8 @@ BAD_INPUT = {
         "is not on this layer's map of 4 rows",
     ),
     "diversity": ([*MODEL, "--set", "diversity=1"], "needs at least 2 images per job"),
-    "device": ([*MODEL, "--device", "gpu"], "='gpu': not a device (auto, cpu, cuda or cuda:N"),
-    "batch": ([*MODEL, "--batch", "0"], "FEATURE_ATLAS_BATCH=0"),
+    "device": ([*MODEL, "--device", "gpu"], "--device gpu: not a device (auto, cpu, cuda or cuda:N"),
+    "batch": ([*MODEL, "--batch", "0"], "--batch 0: input"),
     "mean": ([*MODEL, "--mean", "0.5,0.5", "--std", "1"], "mean and std must have one entry per input channel"),
 }  # fmt: skip
 

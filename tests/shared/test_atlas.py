@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import multiprocessing
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from feature_atlas import keys, manifest
+from feature_atlas import keys, manifest, presets
 from feature_atlas.atlas import Atlas
 from feature_atlas.errors import IntegrityError, ObjectNotFound, PlanConflictError, RequestError
 from feature_atlas.manifest import Manifest, Picture, SideCar
@@ -110,6 +111,22 @@ def test_an_atlas_grows_by_layers_channels_and_variants(store: Store) -> None:
     assert Atlas.open(store).plan.digest() == atlas.plan.digest()
 
 
+@pytest.mark.parametrize("name", keys.TOP)
+def test_no_atlas_begins_where_publishing_would_replace_somebodys_file(store: Store, name: str) -> None:
+    store.put(name, b"mine")
+    with pytest.raises(RequestError, match=f"already holds {re.escape(name)}, which is not an atlas's"):
+        Atlas.grow(store, MODEL, request())
+    assert [info.key for info in store.list()] == [name]
+
+
+def test_an_atlas_begins_beside_unrelated_files_and_grows_beside_its_own(store: Store) -> None:
+    store.put("README.md.orig", b"mine")
+    store.put("src/index.html", b"mine")
+    Atlas.grow(store, MODEL, request())
+    store.put(keys.CARD, b"the atlas's")
+    assert len(Atlas.grow(store, MODEL, request("4:8")).plan.files) == 2
+
+
 def test_another_model_is_refused_by_name(atlas: Atlas) -> None:
     with pytest.raises(
         PlanConflictError, match=r"builtin:demo \(builtin\), not of resnet50 \(random:0\): choose another"
@@ -125,6 +142,20 @@ def test_another_recipe_is_refused_with_the_difference(atlas: Atlas) -> None:
     with pytest.raises(PlanConflictError, match=r"'channel'.*\(steps 4 here, 9 asked\)"):
         Atlas.grow(atlas.store, MODEL, request(channel=Recipe(steps=9)))
     assert len(list(atlas.store.list(keys.PLANS))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "base"), [("c", "channel"), ("channel", "channel"), ("x", "lucid"), ("neg", "negative")]
+)
+def test_the_name_that_is_proposed_for_another_recipe_can_be_pasted(store: Store, name: str, base: str) -> None:
+    Atlas.grow(store, MODEL, request(**dict([presets.variant(f"{name}={base}")])))
+    changed = request(**dict([presets.variant(f"{name}={base}", {"steps": 9, "size": 64})]))
+    with pytest.raises(PlanConflictError) as refused:
+        Atlas.grow(store, MODEL, changed)
+    proposed = str(refused.value).rpartition("--variant ")[2]
+    assert proposed == f"{name}2={base}"
+    again, recipe = presets.variant(proposed, {"steps": 9, "size": 64})
+    assert recipe == changed.variants[name] and Atlas.grow(store, MODEL, request(**{again: recipe}))
 
 
 @pytest.mark.parametrize("moment", ["before put", "after put"])

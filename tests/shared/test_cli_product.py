@@ -76,6 +76,28 @@ def test_export_writes_one_file(folder: Path, capsys: pytest.CaptureFixture[str]
     assert text.count("data:image/png;base64,") == 20 and "conv2/detail" in text and '"conv1"' not in text
 
 
+def test_export_replaces_no_file_but_its_own(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(folder)
+    file = folder.parent / "README.md"
+    for mine in ("# Mine\n", (folder / keys.PAGE).read_text()):
+        file.write_text(mine)
+        assert main(["export", str(folder), "--single-file", str(file)]) == 2
+        assert "README.md is not a page of this program: choose another name" in capsys.readouterr().err
+        assert file.read_text() == mine
+    assert main(["export", str(folder), "--single-file", str(file), "--force"]) == 0
+    assert main(["export", str(folder), "--single-file", str(file)]) == 0
+
+
+def test_fetch_replaces_nobodys_files(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(folder)
+    mine = folder.parent / "mine"
+    mine.mkdir()
+    (mine / "README.md").write_text("# Mine\n")
+    assert main(["fetch", str(folder), str(mine)]) == 2
+    assert "already holds README.md, which is not an atlas's" in capsys.readouterr().err
+    assert [path.name for path in mine.iterdir()] == ["README.md"]
+
+
 def test_share_signs_links_into_a_bucket(
     moto: MotoServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -176,6 +198,12 @@ def test_a_port_in_use_gets_a_sentence(folder: Path, capsys: pytest.CaptureFixtu
         taken.listen()
         assert main(["view", str(folder), "--port", str(taken.getsockname()[1])]) == 2
     assert "cannot be used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["99999", "65536", "-5"])
+def test_what_is_no_port_gets_a_sentence(folder: Path, port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", str(folder), "--port", port]) == 2
+    assert f"--port {port} is no port: 1 to 65535" in capsys.readouterr().err
 
 
 def test_what_was_published_on_s3_is_read_over_http_without_keys(

@@ -38,6 +38,15 @@ def test_an_impossible_value_is_named_with_its_meaning(environ: dict[str, str], 
         Settings.load(environ)
 
 
+def test_what_was_given_as_an_option_is_named_as_that() -> None:
+    with pytest.raises(RequestError, match=r"^--batch 0: input should be greater than or equal to 1 \(channels per"):
+        Settings.load({}, batch=0)
+    with pytest.raises(RequestError, match=r"^--device tpu: not a device \(auto, cpu, cuda or cuda:N"):
+        Settings.load({"FEATURE_ATLAS_DEVICE": "cpu"}, device="tpu")
+    with pytest.raises(RequestError, match=r"^FEATURE_ATLAS_BATCH='0'"):
+        Settings.load({"FEATURE_ATLAS_BATCH": "0"}, device="cpu")
+
+
 def test_an_unknown_option_is_refused_with_the_nearest_name() -> None:
     with pytest.raises(RequestError, match="no setting 'devise'; did you mean device"):
         Settings.load({}, devise="cpu")

@@ -135,6 +135,36 @@ def test_somebodys_network_is_made_as_it_is(monkeypatch: pytest.MonkeyPatch) -> 
         fit.check_named(ref, ["0", "4"], [Recipe(size=(24, 24), steps=1)], ["tests.networks"])
 
 
+def advice(module: nn.Module, usual: tuple[int, int], layer: str, size: int) -> str:
+    with pytest.raises(RequestError) as refused:
+        fit.check(module, usual, [layer], [Recipe(size=(size, size), steps=1)])
+    return str(refused.value)
+
+
+def test_a_larger_size_is_advised_only_where_it_passes() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 40), nn.Conv2d(5, 2, 1))
+    assert advice(module, (64, 64), "0", 32).endswith(": set a larger size, e.g. --set size=64")
+    said = advice(module, (64, 64), "1", 64)
+    assert "does not pass this network up to layer '1' (" in said and said.endswith("channels instead)")
+
+
+@pytest.mark.parametrize("size", [16, 48])
+def test_a_network_of_one_size_is_told_how_other_pictures_come_to_it(size: int) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 30 * 30, 2))
+    assert advice(module, (32, 32), "2", size).endswith("--set network_size=32")
+
+
+def test_a_network_that_takes_other_pictures_than_rgb_is_refused() -> None:
+    said = "the network takes 1 input channels; pictures have 3"
+    assert advice(nn.Sequential(nn.Conv2d(1, 4, 3)), (64, 64), "0", 64).startswith(said)
+
+    class Grey(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x[:, 0:1] + x[:, 1:2] + x[:, 2:3])  # type: ignore[no-any-return]
+
+    fit.check(Grey(nn.Conv2d(1, 4, 3)), (64, 64), ["0"], [Recipe(size=(64, 64), steps=1)])
+
+
 def test_a_network_is_tried_by_name_without_its_weights() -> None:
     network = find("squeezenet1_1")
     assert network is not None

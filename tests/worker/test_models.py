@@ -38,6 +38,29 @@ def test_a_factory_that_makes_another_network_than_planned_is_found_out(monkeypa
         models.load(ref, allowed=ALLOWED)
 
 
+def imprecise(dtype: torch.dtype) -> tuple[nn.Module, tuple[float, ...], tuple[float, ...], tuple[int, int]]:
+    """A factory whose network is not in fp32."""
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).to(dtype), (0.5,) * 3, (0.25,) * 3, (32, 32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_factorys_network_of_another_precision_runs_in_fp32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.worker.test_models.small", lambda: imprecise(dtype))
+    ref = models.reference(NET, allowed=ALLOWED)
+    model = models.load(ref, allowed=ALLOWED)
+    assert model.weights_sha256 == ref.weights_sha256 == weights.sha256_of(model.module)
+    assert {t.dtype for t in model.module.state_dict().values() if t.is_floating_point()} == {torch.float32}
+    assert model.module(torch.zeros(1, 3, 8, 8)).dtype == torch.float32
+
+
+def test_a_network_of_other_pictures_than_rgb_is_refused_before_it_is_loaded() -> None:
+    grey = models.reference(NET, allowed=ALLOWED).model_copy(update={"mean": (0.5,), "std": (0.25,)})
+    with pytest.raises(RequestError, match="is fed 1 input channels; pictures have 3: "):
+        models.load(grey, allowed=ALLOWED)
+
+
 def test_random_weights_are_the_same_everywhere_and_differ_by_seed() -> None:
     first, again, other = (models.load(models.reference("squeezenet1_1", f"random:{s}")) for s in (1, 1, 2))
     assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256

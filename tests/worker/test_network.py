@@ -105,7 +105,7 @@ def test_a_picture_need_only_pass_up_to_the_layer() -> None:
     made = (Head().eval(), networks.MEAN, networks.STD, (32, 32))
     with opened(made, "0", (48, 40)) as network:
         assert network(pictures(48, 40)).shape == (2, 4, 46, 38)
-    with pytest.raises(RequestError, match=r"48 x 48 px does not pass this network up to layer '2'.*set size=32"):  # noqa: SIM117
+    with pytest.raises(RequestError, match=r"48 x 48 px does not pass .* to layer '2'.*--set network_size=32$"):  # noqa: SIM117
         with opened(made, "2", (48, 48)):
             pass
 

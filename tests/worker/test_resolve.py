@@ -86,6 +86,12 @@ def test_an_unknown_normalisation_is_an_error_that_says_what_to_do() -> None:
     assert resolve(NET, allowed=ALLOWED, **FED)[0].std == (0.25,) * 3
 
 
+@pytest.mark.parametrize("mean", [(123, 117, 104), (-0.5, 0.5, 0.5)])
+def test_a_mean_of_other_numbers_than_pictures_have_is_refused(mean: tuple[float, ...]) -> None:
+    with pytest.raises(RequestError, match=r"is not of pictures in \[0, 1\], as they are here: divide .* by 255"):
+        resolve(NET, allowed=ALLOWED, mean=mean, std=(58, 57, 57))
+
+
 def test_what_is_given_goes_before_the_metadata() -> None:
     ref, _ = resolve("resnet18", "random:0", mean=(0.1, 0.2, 0.3), std=(1, 1, 1), input_size=(64, 64))
     assert (ref.mean, ref.std, ref.input_size) == ((0.1, 0.2, 0.3), (1.0, 1.0, 1.0), (64, 64))

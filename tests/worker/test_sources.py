@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from feature_atlas.errors import MissingExtraError, RequestError
-from feature_atlas_worker import sources, weights
+from feature_atlas_worker import models, sources, weights
 
 NETS = """
 import pathlib
@@ -23,7 +23,9 @@ def vision(): return SimpleNamespace(module=nn.Conv2d(3, 4, 3), mean=(0.1,) * 3,
 def wrong(): return "a network"
 def short(): return nn.Conv2d(3, 4, 3), (0.5,) * 3
 def broken(): return 1 / 0
+def choosy(depth, size=3, *rest, wide, **more): return nn.Conv2d(3, depth, size)
 not_callable = 3
+ready = nn.Conv2d(3, 4, 3)
 """
 
 
@@ -32,6 +34,8 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "fa_nets").mkdir()
     (tmp_path / "fa_nets/__init__.py").touch()
     (tmp_path / "fa_nets/small.py").write_text(NETS)
+    (tmp_path / "fa_nets/dependent.py").write_text("import fa_no_such_thing")
+    (tmp_path / "fa_nets/slip.py").write_text("def x(:")
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path / "fa_nets/imported"
     for name in [name for name in sys.modules if name.startswith("fa_nets")]:
@@ -65,10 +69,13 @@ def test_a_factory_may_say_how_its_network_is_fed(nets: Path) -> None:
     [
         ("fa_nets.small:wrong", "returned a str, not a module or"),
         ("fa_nets.small:short", "returned a tuple, not a module or"),
-        ("fa_nets.small:broken", "cannot be made here .ZeroDivisionError"),
-        ("fa_nets.small:not_callable", "cannot be made here .TypeError"),
-        ("fa_nets.small:missing", "cannot be made here .AttributeError"),
-        ("fa_nets.nowhere:x", "ModuleNotFoundError.*PYTHONPATH"),
+        ("fa_nets.small:broken", r"was called and failed \(ZeroDivisionError: division by zero\)$"),
+        ("fa_nets.small:not_callable", "is of type int, neither a factory nor a module$"),
+        ("fa_nets.small:bear", r"'fa_nets.small' \(.*small.py\) has no 'bear'; did you mean bare"),
+        ("fa_nets.small:choosy", r"needs arguments \(depth, wide\), and a factory is called with none"),
+        ("fa_nets.nowhere:x", "there is no module 'fa_nets.nowhere' here: install it, or put its folder on PYTHONPATH"),
+        ("fa_nets.dependent:x", "the module 'fa_nets.dependent' needs 'fa_no_such_thing', which is not there"),
+        ("fa_nets.slip:x", "the module 'fa_nets.slip' cannot be imported .SyntaxError"),
         ("fa_nets", "write python:module:factory"),
         (":x", "write python:module:factory"),
     ],
@@ -78,12 +85,26 @@ def test_a_factory_that_fails_is_one_sentence(nets: Path, path: str, sentence: s
         sources.build(f"python:{path}", allowed=("fa_nets",))
 
 
+def test_a_network_that_is_there_already_is_used_as_it_is(nets: Path) -> None:
+    name = "python:fa_nets.small:ready"
+    one, two = (sources.build(name, allowed=("fa_nets",)).module for _ in range(2))
+    assert one is not two  # what is loaded into the one is not in the other
+    assert weights.sha256_of(one) == weights.sha256_of(two)
+    assert models.reference(name, allowed=("fa_nets",)).weights == "factory"
+    with pytest.raises(RequestError, match="there already, which no seed makes anew: leave random:3 out"):
+        models.reference(name, "random:3", allowed=("fa_nets",))
+
+
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
         ("squeezenet1_9", r"no model 'squeezenet1_9'; did you mean squeezenet1_"),
         ("fcn_resnet50", "no model 'fcn_resnet50'"),
         ("torch:resnet18", "no model 'torch:resnet18'"),
+        ("mynets:plain", "no model 'mynets:plain': .* write python:mynets:plain --allow-model mynets$"),
+        ("mynets.py:plain", "write python:mynets:plain --allow-model mynets$"),
+        ("mynets.py", "write python:mynets:FACTORY --allow-model mynets$"),
+        ("../nets/mynets.py", "python:mynets:FACTORY --allow-model mynets, with its folder on PYTHONPATH"),
         ("", "no model ''"),
         ("builtin:dmo", "no built-in network 'dmo'; did you mean demo"),
     ],

@@ -168,6 +168,19 @@ def test_harmless_differences_in_names_are_taken_away() -> None:
     assert equal(one.state_dict(), two.state_dict())
 
 
+@pytest.mark.parametrize("front", ["_orig_mod.", "model.", "net.", "model._orig_mod.", "_orig_mod.module."])
+def test_what_all_names_have_in_front_is_taken_away(front: str) -> None:
+    one, two = network(), network()
+    weights.fit(two, {front + name: tensor for name, tensor in one.state_dict().items()}, "x")
+    assert equal(one.state_dict(), two.state_dict())
+
+
+def test_what_does_not_fit_without_its_front_is_named_as_it_is() -> None:
+    given = {f"model.{name}": tensor for name, tensor in network().state_dict().items() if name != "fc.bias"}
+    with pytest.raises(RequestError, match=r"missing .*; unexpected model\."):
+        weights.fit(network(), given, "the file")
+
+
 def test_a_layer_that_is_called_module_keeps_its_name() -> None:
     one, two = nn.ModuleDict({"module": nn.Linear(2, 2)}), nn.ModuleDict({"module": nn.Linear(2, 2)})
     weights.fit(two, one.state_dict(), "x")

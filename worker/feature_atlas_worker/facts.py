@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError
 from feature_atlas_worker.activations import count_calls
-from feature_atlas_worker.inspect import layer_layout, reason, refused
+from feature_atlas_worker.inspect import layer_layout, reason
 from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.layer import CompiledLayer
+from feature_atlas_worker.refusal import refused
 from feature_atlas_worker.rewrite import Rewrites
 from feature_atlas_worker.shortage import is_shortage
 
@@ -61,7 +62,7 @@ def facts_of(model: Model, module: nn.Module, layer: str, probe: Tensor, alone: 
     except (RuntimeError, ValueError, AssertionError) as error:
         if is_shortage(error):
             raise
-        raise refused(layer, (probe.shape[2], probe.shape[3]), model.input_size, reason(error)) from None
+        raise refused(model.module, layer, (probe.shape[2], probe.shape[3]), model.input_size, reason(error)) from None
     if not calls:
         raise RequestError(f"layer {layer!r} does not run in this network's forward pass")
     cpu = probe.device.type == "cpu"

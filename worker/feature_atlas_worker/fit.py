@@ -13,6 +13,7 @@ from feature_atlas.spec import ModelRef, Recipe
 from feature_atlas_worker import inspect
 from feature_atlas_worker.objectives import canonical, place
 from feature_atlas_worker.params import coarse_size
+from feature_atlas_worker.refusal import refused
 from feature_atlas_worker.transforms import padded
 
 
@@ -39,7 +40,7 @@ def check(module: nn.Module, input_size: tuple[int, int], layers: Sequence[str],
                 if layer not in shapes and not why:
                     inspect.layer_layout(module, layer, input_size)  # says that there is none, or that it never runs
                 if 0 in shapes.get(layer, (0,)):
-                    raise inspect.refused(layer, size, input_size, why)
+                    raise refused(module, layer, size, input_size, why)
                 if recipe.position is not None:
                     _check_position(module, layer, input_size, shapes[layer], seen)
 

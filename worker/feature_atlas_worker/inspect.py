@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 #: A plan holds no larger layer.
 MAX_CHANNELS = 100_000
+#: Channels of a picture: red, green, blue.
+PICTURE = 3
 _CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 _BATCHES = (2, 3)
@@ -103,9 +105,8 @@ def layer_layout(module: nn.Module, name: str, input_size: tuple[int, int]) -> t
 
 def _describe(module: nn.Module, input_size: tuple[int, int]) -> Iterator[LayerInfo]:
     outputs = _run(module, _BATCHES[0], input_size)
-    grown = (_larger(input_size[0], 64), _larger(input_size[1], 96))
     try:
-        other = _run(module, _BATCHES[1], grown)
+        other = _run(module, _BATCHES[1], grown(input_size))
     except RequestError as error:
         log.debug("one input size only: %s", error)
         other = {}
@@ -182,17 +183,11 @@ def reached(module: nn.Module, size: tuple[int, int]) -> tuple[dict[str, tuple[i
     return {name: output.shape for name, output in found.items()}, reason(error) if error is not None else ""
 
 
-def refused(layer: str, size: tuple[int, int], usual: tuple[int, int], why: str) -> RequestError:
-    """What to say of a picture of ``size`` (h, w) that ends before the layer; ``usual`` is what the network takes."""
-    return RequestError(
-        f"a picture of {size[0]} x {size[1]} px does not pass this network up to layer {layer!r}"
-        f"{f' ({why[:160]})' if why else ''}: set a larger size, e.g. --set size={max(usual)}"
-    )
-
-
 def _run(module: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, _Output]:
     """The last output of every layer by name, in the order in which they finished."""
     found, error = _try(module, batch, size)
+    if error is not None and (channels := input_channels(module)) != PICTURE:
+        found, error = _try(module, batch, size, channels)
     if error is not None:
         raise RequestError(
             f"the network does not run on an input of {size[0]} x {size[1]} px ({reason(error)[:200]})"
@@ -205,8 +200,10 @@ def reason(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _try(module: nn.Module, batch: int, size: tuple[int, int]) -> tuple[dict[str, _Output], Exception | None]:
-    found, error = _record(module, batch, size, torch.device("meta"))
+def _try(
+    module: nn.Module, batch: int, size: tuple[int, int], channels: int = PICTURE
+) -> tuple[dict[str, _Output], Exception | None]:
+    found, error = _record(module, (batch, channels, *size), torch.device("meta"))
     if error is None:
         return found, None
     devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
@@ -215,11 +212,11 @@ def _try(module: nn.Module, batch: int, size: tuple[int, int]) -> tuple[dict[str
     # Reads values, or keeps tensors that are no buffers: run it for real
     log.debug("not on the meta device: %s", error)
     real = [device for device in devices if device.type != "meta"]
-    return _record(module, batch, size, real[0] if real else torch.device("cpu"))
+    return _record(module, (batch, channels, *size), real[0] if real else torch.device("cpu"))
 
 
 def _record(
-    module: nn.Module, batch: int, size: tuple[int, int], device: torch.device
+    module: nn.Module, shape: tuple[int, int, int, int], device: torch.device
 ) -> tuple[dict[str, _Output], Exception | None]:
     """(what every layer gave, what ended the run before its end)."""
     found: dict[str, _Output] = {}
@@ -235,7 +232,7 @@ def _record(
     with _evaluating(module), torch.no_grad():
         handles = [layer.register_forward_hook(hook) for layer in names]
         try:
-            picture = torch.zeros(batch, _input_channels(module), *size, device=device)
+            picture = torch.zeros(shape, device=device)
             if device.type == "meta":
                 with Shapes():
                     # Untied: what has two names would not be put back as it was.
@@ -244,8 +241,9 @@ def _record(
                 module(picture)
         except Exception as error:  # somebody's forward pass
             if is_shortage(error):
+                batch, _, height, width = shape
                 raise DeviceError(
-                    f"there is not enough memory to run this network on {batch} pictures of {size[0]} x {size[1]} px"
+                    f"there is not enough memory to run this network on {batch} pictures of {height} x {width} px"
                     f" ({reason(error)[:200]}): free some, or use a machine that has more"
                 ) from None
             return found, error
@@ -265,7 +263,7 @@ def _as_meta(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _input_channels(module: nn.Module) -> int:
+def input_channels(module: nn.Module) -> int:
     """How many the first convolution takes; 3 where there is none."""
     return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
 
@@ -279,6 +277,11 @@ def _evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m, training in modes.items():
             m.training = training
+
+
+def grown(size: tuple[int, int]) -> tuple[int, int]:
+    """A larger input of another shape, by which the axes of a map tell themselves from its channels."""
+    return _larger(size[0], 64), _larger(size[1], 96)
 
 
 def _larger(pixels: int, by: int) -> int:

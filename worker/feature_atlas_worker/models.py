@@ -18,7 +18,7 @@ from feature_atlas import keys
 from feature_atlas.errors import IntegrityError, RequestError
 from feature_atlas.networks import RANDOM
 from feature_atlas.spec import ModelRef
-from feature_atlas_worker import download, sources, weights
+from feature_atlas_worker import download, factories, sources, weights
 
 #: Reads an object of the atlas by its key.
 Read = Callable[[str], bytes]
@@ -58,6 +58,9 @@ def reference(name: str, weights_name: str | None = None, *, allowed: Sequence[s
         possible = own if own == "builtin" else f"{own}, random:SEED, a .safetensors or .pth file, or its URL"
         raise RequestError(f"{name} has no weights {chosen!r} (possible: {possible})")
     source = sources.build(name, allowed=allowed)
+    scheme, _, path = name.partition(":")
+    if chosen != own and scheme == "python" and factories.is_ready(path, allowed):
+        raise RequestError(f"{name} is a network that is there already, which no seed makes anew: leave {chosen} out")
     # Pins what the factory makes, so that every worker draws the same network; timm pins by its tags.
     sha256 = weights.sha256_of(source.module) if chosen in ("factory", "builtin") else ""
     return ModelRef.build(f"model {name}", {
@@ -111,11 +114,16 @@ def build(ref: ModelRef, allowed: Sequence[str] = ()) -> nn.Module:
 
 
 def check_fed(ref: ModelRef) -> None:
-    """Raises RequestError where it is unknown how the network's input is normalised: never a guess."""
+    """Raises RequestError where it is unknown how the network's input is normalised (never a guess), or no RGB is."""
     if not ref.mean:
         raise RequestError(
             f"how {ref.name} wants its input normalised is unknown: say it with --mean R,G,B --std R,G,B,"
             " or let the factory return (module, mean, std, input_size)"
+        )
+    if len(ref.mean) != 3:
+        raise RequestError(
+            f"{ref.name} is fed {len(ref.mean)} input channels; pictures have 3: give a network that takes RGB, and"
+            " --mean R,G,B --std R,G,B"
         )
 
 

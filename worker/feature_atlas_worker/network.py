@@ -19,9 +19,9 @@ from feature_atlas_worker.facts import Facts, facts_of
 from feature_atlas_worker.fold import own_weights
 from feature_atlas_worker.gradients import redirecting
 from feature_atlas_worker.heap import keep_freed_memory
-from feature_atlas_worker.inspect import refused
 from feature_atlas_worker.objectives import canonical, looks_at_one_channel
 from feature_atlas_worker.programs.layer import CompiledLayer, compiled_layer
+from feature_atlas_worker.refusal import refused
 from feature_atlas_worker.rewrite import ALL, Rewrites, private_copy
 from feature_atlas_worker.transforms import padded
 
@@ -206,15 +206,15 @@ def open_network(
         with tap(module, layer, facts.calls, rewrites.cut) as run:
             network = Network(model, module, layer, recipe, run, facts, device, rewrites)
             if not facts.channels:
-                _look(network, probe, model.input_size)
+                _look(network, probe, model)
             yield network
 
 
 @torch.no_grad()
-def _look(network: Network, probe: Tensor, input_size: tuple[int, int]) -> None:
+def _look(network: Network, probe: Tensor, model: Model) -> None:
     activations = network(probe)
     if activations[0].numel() == 0:
-        raise refused(network.layer, (probe.shape[2], probe.shape[3]), input_size, "")
+        raise refused(model.module, network.layer, (probe.shape[2], probe.shape[3]), model.input_size, "")
     network.facts.map = activations.shape[2], activations.shape[3]
     network.facts.channels = activations.shape[1]
 

@@ -48,6 +48,11 @@ def resolve(
     own = {"mean": tuple(mean) or ref.mean, "std": tuple(std) or ref.std, "input_size": input_size or ref.input_size}
     ref = ModelRef.build(f"model {name}", {**ref.model_dump(), **own})
     models.check_fed(ref)
+    if not all(0 <= value <= 1 for value in ref.mean):
+        raise RequestError(
+            f"the mean {','.join(f'{value:g}' for value in ref.mean)} of {name} is not of pictures in [0, 1], as they"
+            " are here: divide mean and std by 255 where they count from 0 to 255"
+        )
     if not from_file or weights_name is None:
         return ref, None
     if ref.weights == "builtin":

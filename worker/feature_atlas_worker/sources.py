@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,8 +13,7 @@ from torch import nn
 from feature_atlas import networks
 from feature_atlas.errors import MissingExtraError, RequestError
 from feature_atlas.networks import Network, WeightsInfo
-
-log = logging.getLogger(__name__)
+from feature_atlas_worker import factories
 
 #: Mean and standard deviation of ImageNet's training pictures, RGB in [0, 1].
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -163,41 +160,26 @@ def _builtin(name: str) -> Source:
 
 
 def _python(path: str, allowed: Sequence[str]) -> Source:
-    """What the factory of ``module:factory`` returns: a module, (module, mean, std, input size), or a VisionModel."""
-    module_name, _, factory_name = path.partition(":")
-    if not module_name or not factory_name:
-        raise RequestError(f"python:{path} is no factory: write python:module:factory")
-    if not is_allowed(path, allowed):
-        raise RequestError(
-            f"python:{path} runs code of the module {module_name!r}, which is not allowed here:"
-            f" allow it with --allow-model {path} or FEATURE_ATLAS_ALLOWED_MODELS={path}"
-        )
-    try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
-        made = factory()
-    except Exception as error:  # a stranger's code may raise anything
-        log.debug("python:%s failed", path, exc_info=True)
-        raise RequestError(
-            f"python:{path} cannot be made here ({type(error).__name__}: {error});"
-            " is it installed, or its folder on PYTHONPATH?"
-        ) from error
+    """What the factory of ``module:factory`` returns: a module, (module, mean, std, input size), or a VisionModel.
+
+    In fp32, as every other network and all pictures are: a factory may give half or double precision.
+    """
+    made = factories.make(path, allowed)
     if isinstance(made, nn.Module):
-        return Source(made)
+        return Source(_single(made))
     parts: tuple[Any, ...] = made if isinstance(made, tuple) else tuple(getattr(made, f, None) for f in Source._fields)
     if len(parts) != 4 or not isinstance(parts[0], nn.Module):
         raise RequestError(
             f"python:{path} returned a {type(made).__name__}, not a module or (module, mean, std, input_size)"
         )
     module, mean, std, size = parts
-    return Source(module, tuple(mean or ()), tuple(std or ()), _pair(size) if size else None)
+    return Source(_single(module), tuple(mean or ()), tuple(std or ()), _pair(size) if size else None)
 
 
-def is_allowed(path: str, allowed: Sequence[str]) -> bool:
-    """Whether ``module:factory`` is allowed: itself, its module, or a package above it."""
-    entries = {entry.removeprefix("python:").rstrip(":") for entry in allowed}
-    module = path.partition(":")[0]
-    packages = [module[: match.start()] for match in re.finditer(r"\.", module)]
-    return not entries.isdisjoint((path, module, *packages))
+def _single(module: nn.Module) -> nn.Module:
+    """The module in fp32; one whose parameters are that already keeps whatever its buffers are."""
+    other = any(p.is_floating_point() and p.dtype != torch.float32 for p in module.parameters())
+    return module.float() if other else module
 
 
 def _pair(size: Any) -> tuple[int, int]:

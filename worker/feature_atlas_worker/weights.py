@@ -9,7 +9,7 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -105,14 +105,33 @@ def to_safetensors(tensors: Mapping[str, Tensor], what: str) -> bytes:
 def fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
     """Loads the tensors into the module, after the harmless differences in names are taken away.
 
-    Those are: ``module.`` in front (DataParallel), DenseNet's old names, auxiliary classifiers that the module lacks.
+    Those are: ``module.`` in front (DataParallel), DenseNet's old names, auxiliary classifiers that the module lacks,
+    and what all names have in front (``_orig_mod.`` of torch.compile, Lightning's ``model.``) where the rest fits.
 
     Raises:
         RequestError: missing, unexpected or mis-shaped tensors, naming the first few.
     """
     wanted = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
+    given = _named(tensors, wanted)
+    if faults := _faults(given, wanted):
+        shorter = (_named({n.removeprefix(front): t for n, t in tensors.items()}, wanted) for front in _fronts(tensors))
+        found = next((names for names in shorter if not _faults(names, wanted)), None)
+        if found is None:
+            raise RequestError(
+                f"{what} does not fit the network: {faults}; a network of your own is given as python:module:factory"
+            )
+        given = found
+    module.load_state_dict(given, strict=False)
+
+
+def _named(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors by the names of today, without auxiliary classifiers."""
     given = {name if name in wanted else _modern(name): tensor for name, tensor in tensors.items()}
-    given = {name: tensor for name, tensor in given.items() if name in wanted or not _AUXILIARY.match(name)}
+    return {name: tensor for name, tensor in given.items() if name in wanted or not _AUXILIARY.match(name)}
+
+
+def _faults(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What of the one is not as the other has it, naming the first few; empty where all fits."""
     # Counts batches in training; old files lack it.
     missing = [n for n in wanted if n not in given and not n.endswith(".num_batches_tracked")]
     unexpected = [name for name in given if name not in wanted]
@@ -121,13 +140,15 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], what: str) -> None:
         for name in wanted
         if name in given and given[name].shape != wanted[name].shape
     ]
-    if missing or unexpected or other:
-        faults = (_few("missing", missing), _few("unexpected", unexpected), _few("of another shape", other))
-        raise RequestError(
-            f"{what} does not fit the network: {'; '.join(fault for fault in faults if fault)};"
-            " a network of your own is given as python:module:factory"
-        )
-    module.load_state_dict(given, strict=False)
+    faults = (_few("missing", missing), _few("unexpected", unexpected), _few("of another shape", other))
+    return "; ".join(fault for fault in faults if fault)
+
+
+def _fronts(names: Iterable[str]) -> list[str]:
+    """What all names have in front, up to each of its dots: ``model.``, ``model._orig_mod.``."""
+    first, *others = names
+    fronts = [first[: match.end()] for match in re.finditer(r"\.", first)]
+    return [front for front in fronts if all(name.startswith(front) for name in others)]
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:

@@ -50,6 +50,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     share.add_argument("file", metavar="FILE.html", type=Path)
     _add_selection(share)
     share.add_argument("--expires", metavar="T", default="7d", help="how long the links last: 90m, 12h (7d, the most)")
+    _add_force(share)
     share.set_defaults(run=run_share)
 
     export = commands.add_parser("export", help="one HTML file with the pictures inside")
@@ -58,12 +59,17 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     _add_selection(export)
     export.add_argument("--size", type=int, choices=(16, 64, 128), default=64, help="pixels of a cell (64)")
     export.add_argument("--masters", action="store_true", help="with the lossless pictures too")
+    _add_force(export)
     export.set_defaults(run=run_export)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", metavar="GLOB", default="*", help="names or globs: 'layer3.*',fc (all)")
     parser.add_argument("--variants", metavar="GLOB", default="*", help="names or globs (all)")
+
+
+def _add_force(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace the file whatever it holds, not only such a page")
 
 
 def run_publish(args: argparse.Namespace) -> int:
@@ -122,6 +128,8 @@ def run_view(args: argparse.Namespace) -> int:
     from feature_atlas.atlas import Atlas
     from feature_atlas.serve import PageServer
 
+    if not 0 <= args.port < 65536:
+        raise RequestError(f"--port {args.port} is no port: 1 to 65535, or 0 for a free one")
     stores = [_viewable(Atlas.open(url)).store for url in args.url]
     try:
         server = PageServer(stores, args.port)
@@ -203,6 +211,7 @@ def run_share(args: argparse.Namespace) -> int:
     from feature_atlas.views import seconds
 
     expires = seconds(args.expires)
+    _check_replaceable(args.file, args.force)
     data = share(Atlas.open(args.url), layers=args.layers, variants=args.variants, expires=expires)
     _write(args.file, data)
     print(f"open {args.file} ({len(data) / 1e6:.1f} MB); its links last {duration(expires)}; whoever has it can look")
@@ -214,6 +223,7 @@ def run_export(args: argparse.Namespace) -> int:
     from feature_atlas.atlas import Atlas
     from feature_atlas.publish.single import export
 
+    _check_replaceable(args.single_file, args.force)
     with Progress("export", 0, unit="files") as progress:
         data = export(
             Atlas.open(args.url), layers=args.layers, variants=args.variants, size=args.size, masters=args.masters,
@@ -222,6 +232,20 @@ def run_export(args: argparse.Namespace) -> int:
     _write(args.single_file, data)
     print(f"open {args.single_file} ({len(data) / 1e6:.1f} MB)")
     return 0
+
+
+def _check_replaceable(path: Path, force: bool) -> None:
+    """Refuses a file that an earlier ``share`` or ``export`` did not write; before the pictures are read."""
+    from feature_atlas.publish.single import is_ours
+
+    if force or not path.is_file():
+        return
+    try:
+        ours = is_ours(path)
+    except OSError as error:
+        raise RequestError(f"cannot read {path}: {error.strerror}") from None
+    if not ours:
+        raise RequestError(f"{path} is not a page of this program: choose another name, or replace it with --force")
 
 
 def _write(path: Path, data: bytes) -> None:

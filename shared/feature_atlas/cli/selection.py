@@ -179,20 +179,19 @@ def check_fits(wanted: list[Request], settings: Settings) -> None:
     Where torch or torchvision is missing, the workers refuse job by job.
 
     Raises:
-        RequestError: a picture is too small for a layer, or a neuron is not on its map.
+        RequestError: a picture is too small for a layer, a neuron is not on its map, or the place is not free.
     """
     from feature_atlas import growth, networks
     from feature_atlas.store import open_store
 
     for request in wanted:
         name, recipes = request.ref.name, request.file.variants.values()
+        there = growth.check(open_store(request.url), request.ref, request.file)
         usual = all(
             min(recipe.network_size or recipe.size) >= USUAL and not recipe.coarse_steps and recipe.position is None
             for recipe in recipes
         )
-        if usual and ":" not in name and not name.startswith(networks.ONE_SIZE):
-            continue
-        if growth.check(open_store(request.url), request.ref, request.file):
+        if there or (usual and ":" not in name and not name.startswith(networks.ONE_SIZE)):
             continue
         layers = [layer.name for layer in request.file.layers]
         try:

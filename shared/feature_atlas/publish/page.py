@@ -25,6 +25,9 @@ SCRIPTS = (
 #: Runs before the plain page is laid out.
 _EARLY = 'document.documentElement.classList.add("scripted")'
 STYLES = ("page.css", "viewer.css")
+#: How every page begins, and what opens the data of one without files beside it: no other page has that.
+EMBEDDED = '<script type="application/json" id="embedded">'
+START = "<!doctype html>"
 
 
 def asset(name: str) -> str:
@@ -79,7 +82,7 @@ def html(
     data = ""
     if embedded is not None:
         inline = embed({"scripts": embedded, "links": links or {}, "sizes": list(sizes)})
-        data = f'<script type="application/json" id="embedded">{inline}</script>\n'
+        data = f"{EMBEDDED}{inline}</script>\n"
     told = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts.items())
     page = _TEMPLATE.format(
         policy=escape(policy(style, [_EARLY, program], images=images), quote=True), title=escape(title), style=style,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -67,6 +68,14 @@ def export(
         if progress:
             progress(n + 1, len(wanted))
     return _page(atlas, files, links, (size,))
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a file holds nothing, or a page that :func:`share` or :func:`export` made.  Raises OSError."""
+    start = page.START.encode()
+    with path.open("rb") as file:
+        head = file.read(len(start))
+        return not head or (head == start and page.EMBEDDED.encode() in file.read())
 
 
 def _layers(atlas: Atlas, layers: str, variants: str) -> list[LayerFile]:
