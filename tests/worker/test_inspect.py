@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from feature_atlas.errors import DeviceError, RequestError
 from feature_atlas.networks import LayerInfo
-from feature_atlas_worker import inspect
+from feature_atlas_worker import inspect, trial
 from feature_atlas_worker.activations import count_calls, tap
 from feature_atlas_worker.shortage import is_shortage
 from tests import networks
@@ -207,7 +207,7 @@ def test_a_shortage_of_memory_is_not_the_size_of_the_picture() -> None:
             return super().forward(x) * float(x.sum())
 
     module = nn.Sequential(Looking(3, 4, 3), networks.Hungry())
-    for look in (inspect.describe, inspect.reached):
+    for look in (inspect.describe, trial.reached):
         with pytest.raises(
             DeviceError, match=r"not enough memory to run this network on 2 pictures of 32 x 48 px"
         ) as e:

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from feature_atlas.errors import RequestError
 from feature_atlas_worker.activations import count_calls
-from feature_atlas_worker.inspect import layer_layout, reason
+from feature_atlas_worker.inspect import layer_layout
 from feature_atlas_worker.programs.capture import capture
 from feature_atlas_worker.programs.layer import CompiledLayer
 from feature_atlas_worker.refusal import refused
 from feature_atlas_worker.rewrite import Rewrites
 from feature_atlas_worker.shortage import is_shortage
+from feature_atlas_worker.trial import reason
 
 if TYPE_CHECKING:
     from feature_atlas_worker.network import Model

@@ -10,7 +10,7 @@ from torch import nn
 
 from feature_atlas.errors import RequestError
 from feature_atlas.spec import ModelRef, Recipe
-from feature_atlas_worker import inspect
+from feature_atlas_worker import inspect, trial
 from feature_atlas_worker.objectives import canonical, place
 from feature_atlas_worker.params import coarse_size
 from feature_atlas_worker.refusal import refused
@@ -34,7 +34,7 @@ def check(module: nn.Module, input_size: tuple[int, int], layers: Sequence[str],
         for seen in _sizes(recipe):
             size = recipe.network_size or padded(seen.size, seen.pad)
             if size not in reached:
-                reached[size] = inspect.reached(module, size)
+                reached[size] = trial.reached(module, size)
             shapes, why = reached[size]
             for layer in layers:
                 if layer not in shapes and not why:

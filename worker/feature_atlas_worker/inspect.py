@@ -7,36 +7,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from contextlib import suppress
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from feature_atlas.errors import DeviceError, RequestError, did_you_mean
+from feature_atlas.errors import RequestError, did_you_mean
 from feature_atlas.keys import check_name
 from feature_atlas.networks import LayerInfo, Layout, Network
 from feature_atlas_worker import sources
-from feature_atlas_worker.shapes import Shapes
-from feature_atlas_worker.shortage import is_shortage
+from feature_atlas_worker.trial import PICTURE, Output, input_channels, reason, run_once
 
 log = logging.getLogger(__name__)
 
 #: A plan holds no larger layer.
 MAX_CHANNELS = 100_000
-#: Channels of a picture: red, green, blue.
-PICTURE = 3
 _CHANNELS_FIRST = (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d, nn.GroupNorm, nn.InstanceNorm2d)
 _CHANNELS_LAST = (nn.Linear, nn.LayerNorm)
 _BATCHES = (2, 3)
 
 _described: WeakKeyDictionary[nn.Module, dict[tuple[int, int], tuple[LayerInfo, ...]]] = WeakKeyDictionary()
-
-
-class _Output(NamedTuple):
-    module: nn.Module
-    shape: tuple[int, ...]
 
 
 def network(name: str, *, allowed: Sequence[str] = ()) -> Network:
@@ -124,7 +115,7 @@ def _describe(module: nn.Module, input_size: tuple[int, int]) -> Iterator[LayerI
             index += 1
 
 
-def _layout(output: _Output, other: _Output | None, seen: dict[tuple[int, ...], Layout]) -> Layout | None:
+def _layout(output: Output, other: Output | None, seen: dict[tuple[int, ...], Layout]) -> Layout | None:
     """Where the channels are, or None where there are none."""
     shape = output.shape
     if len(shape) not in (2, 3, 4) or shape[0] != _BATCHES[0] or 0 in shape:
@@ -174,109 +165,16 @@ def kind(module: nn.Module) -> str:
     return "block" if any(True for _ in module.children()) else "other"
 
 
-def reached(module: nn.Module, size: tuple[int, int]) -> tuple[dict[str, tuple[int, ...]], str]:
-    """(layer -> shape of its output [B, ...], why the network went no further) on a picture of ``size`` (h, w).
-
-    Layers are in the order in which they finish; the reason is empty where the network ran to its end.
-    """
-    found, error = _try(module, _BATCHES[0], size)
-    return {name: output.shape for name, output in found.items()}, reason(error) if error is not None else ""
-
-
-def _run(module: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, _Output]:
+def _run(module: nn.Module, batch: int, size: tuple[int, int]) -> dict[str, Output]:
     """The last output of every layer by name, in the order in which they finished."""
-    found, error = _try(module, batch, size)
+    found, error = run_once(module, batch, size)
     if error is not None and (channels := input_channels(module)) != PICTURE:
-        found, error = _try(module, batch, size, channels)
+        found, error = run_once(module, batch, size, channels)
     if error is not None:
         raise RequestError(
             f"the network does not run on an input of {size[0]} x {size[1]} px ({reason(error)[:200]})"
         ) from None
     return found
-
-
-def reason(error: Exception) -> str:
-    """What somebody's forward pass says of itself, in one line."""
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _try(
-    module: nn.Module, batch: int, size: tuple[int, int], channels: int = PICTURE
-) -> tuple[dict[str, _Output], Exception | None]:
-    found, error = _record(module, (batch, channels, *size), torch.device("meta"))
-    if error is None:
-        return found, None
-    devices = {tensor.device for tensor in (*module.parameters(), *module.buffers())}
-    if devices == {torch.device("meta")}:
-        return found, error
-    # Reads values, or keeps tensors that are no buffers: run it for real
-    log.debug("not on the meta device: %s", error)
-    real = [device for device in devices if device.type != "meta"]
-    return _record(module, (batch, channels, *size), real[0] if real else torch.device("cpu"))
-
-
-def _record(
-    module: nn.Module, shape: tuple[int, int, int, int], device: torch.device
-) -> tuple[dict[str, _Output], Exception | None]:
-    """(what every layer gave, what ended the run before its end)."""
-    found: dict[str, _Output] = {}
-    names: dict[nn.Module, str] = {m: name for name, m in module.named_modules() if name}
-
-    def hook(layer: nn.Module, _args: Any, output: Any) -> None:
-        while isinstance(output, (tuple, list)) and output:  # attention layers return their weights beside
-            output = output[0]
-        if isinstance(output, Tensor):
-            found.pop(names[layer], None)
-            found[names[layer]] = _Output(layer, tuple(output.shape))
-
-    with _evaluating(module), torch.no_grad():
-        handles = [layer.register_forward_hook(hook) for layer in names]
-        try:
-            picture = torch.zeros(shape, device=device)
-            if device.type == "meta":
-                with Shapes():
-                    # Untied: what has two names would not be put back as it was.
-                    torch.func.functional_call(module, _as_meta(module), (picture,), tie_weights=False)
-            else:
-                module(picture)
-        except Exception as error:  # somebody's forward pass
-            if is_shortage(error):
-                batch, _, height, width = shape
-                raise DeviceError(
-                    f"there is not enough memory to run this network on {batch} pictures of {height} x {width} px"
-                    f" ({reason(error)[:200]}): free some, or use a machine that has more"
-                ) from None
-            return found, error
-        finally:
-            for handle in handles:
-                handle.remove()
-    return found, None
-
-
-def _as_meta(module: nn.Module) -> dict[str, Tensor]:
-    """Each module's own tensors, once by one of its names."""
-    return {
-        f"{path}.{name}" if path else name: tensor.detach().to("meta")
-        for path, layer in module.named_modules()
-        for name, tensor in (*layer._parameters.items(), *layer._buffers.items())
-        if tensor is not None
-    }
-
-
-def input_channels(module: nn.Module) -> int:
-    """How many the first convolution takes; 3 where there is none."""
-    return next((m.in_channels for m in module.modules() if isinstance(m, nn.Conv2d)), 3)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    modes = {m: m.training for m in module.modules()}
-    try:
-        module.eval()
-        yield
-    finally:
-        for m, training in modes.items():
-            m.training = training
 
 
 def grown(size: tuple[int, int]) -> tuple[int, int]:

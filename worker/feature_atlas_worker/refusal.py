@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from feature_atlas.errors import RequestError
-from feature_atlas_worker import inspect
+from feature_atlas_worker.inspect import grown
+from feature_atlas_worker.trial import PICTURE, input_channels, reached
 
 
 def refused(module: nn.Module, layer: str, size: tuple[int, int], usual: tuple[int, int], why: str) -> RequestError:
@@ -22,17 +23,17 @@ def refused(module: nn.Module, layer: str, size: tuple[int, int], usual: tuple[i
     said += f" ({why[:160]})" if why else ""
     if passes(module, layer, usual):
         smaller = size[0] < usual[0] or size[1] < usual[1]
-        if smaller and passes(module, layer, inspect.grown(usual)):
+        if smaller and passes(module, layer, grown(usual)):
             return RequestError(f"{said}: set a larger size, e.g. --set size={max(usual)}")
         exact = f"{usual[0]}" if usual[0] == usual[1] else f"{usual[0]},{usual[1]}"
         return RequestError(
             f"{said}: it was made for {usual[0]} x {usual[1]} px, to which pictures of any size are brought by"
             f" --set network_size={exact}"
         )
-    channels = inspect.input_channels(module)
-    if channels != inspect.PICTURE:
+    channels = input_channels(module)
+    if channels != PICTURE:
         return RequestError(
-            f"the network takes {channels} input channels; pictures have {inspect.PICTURE}: give one that takes RGB,"
+            f"the network takes {channels} input channels; pictures have {PICTURE}: give one that takes RGB,"
             " such as a module around it that mixes the colours first"
         )
     return RequestError(said if why else f"{said}: set a larger size")
@@ -40,5 +41,5 @@ def refused(module: nn.Module, layer: str, size: tuple[int, int], usual: tuple[i
 
 def passes(module: nn.Module, layer: str, size: tuple[int, int]) -> bool:
     """Whether a picture of ``size`` (h, w) reaches the layer, with something left on its map."""
-    shapes, _ = inspect.reached(module, size)
+    shapes, _ = reached(module, size)
     return 0 not in shapes.get(layer, (0,))
