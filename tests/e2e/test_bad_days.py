@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from feature_atlas.atlas import Atlas
-from feature_atlas.messages import MALFORMED, QUEUE, attempts_key, dead_key
+from feature_atlas.messages import MALFORMED, QUEUE, UNACKED, UNACKED_INDEX, attempts_key, dead_key
 from feature_atlas.monitor import MOST_MALFORMED, workers
 from tests.conftest import ROOT, needed
 from tests.deploy import compose
@@ -129,6 +129,21 @@ def test_ten_thousand_malformed_messages_are_put_aside(farm: Farm) -> None:
     assert worker.log.read_text().count("put aside") < 30
     status = command("status", farm.atlas.url, "--broker", farm.broker)
     assert "messages could not be used and were put aside" in status.stdout
+
+
+def test_what_cannot_be_read_in_hand_ends_no_worker(farm: Farm) -> None:
+    for i, rubbish in enumerate((b"not json at all", b'["{\\"a\\":1}","","render"]', b"\xff", b"[[]]")):
+        farm.client.hset(UNACKED, f"bad{i}", rubbish)
+        farm.client.zadd(UNACKED_INDEX, {f"bad{i}": 1})
+    farm.enqueue()
+    worker = farm.start()
+    farm.wait()
+    farm.check()
+    said = worker.log.read_text()
+    assert worker.process.poll() is None and "Traceback" not in said and "put aside" in said
+    assert not farm.client.exists(UNACKED, UNACKED_INDEX)
+    status = command("status", farm.atlas.url, "--broker", farm.broker)
+    assert "4 messages could not be used and were put aside" in status.stdout
 
 
 # -- the store
