@@ -73,6 +73,41 @@ def test_a_broker_that_is_gone_in_mid_run_is_waited_for(seconds: int, farm: Farm
     assert worker.process.poll() is None
 
 
+def test_a_broker_whose_memory_is_full_is_emptied(farm: Farm, valkey: RedisServer) -> None:
+    farm.enqueue()
+    farm.client.delete("_kombu.binding.render")  # as where no worker was ever started
+    with valkey.taking_nothing("memory"):
+        worker = farm.start()
+        farm.wait()
+        wait_until(lambda: len(workers(farm.client)) == 1, "a sign of life")
+        assert worker.process.poll() is None and "Traceback" not in worker.log.read_text()
+        doctor = command("doctor", "--broker", farm.broker)
+        assert "has its memory full" in doctor.stdout, doctor.stdout
+        assert command("cancel", farm.atlas.url, "--broker", farm.broker).returncode == 0
+    farm.enqueue()
+    farm.check()
+
+
+@pytest.mark.parametrize(
+    ("why", "words"), [("replica", "a replica that may only be read"), ("disk", "cannot write its data to its disk")]
+)
+def test_a_broker_that_takes_nothing_is_waited_for(why: str, words: str, farm: Farm, valkey: RedisServer) -> None:
+    farm.enqueue()
+    early = farm.start(TEST_SECONDS="0.1", FEATURE_ATLAS_BATCH="2")
+    wait_until(lambda: len(farm.atlas.done()) >= 2, "first pictures")
+    with valkey.taking_nothing(why):
+        late = farm.start()
+        for worker in (early, late):
+            wait_until(lambda worker=worker: words in worker.log.read_text(), f"{worker.name} to say so", 30)
+        for name in ("enqueue", "pause", "cancel"):
+            ended = command(name, farm.atlas.url, "--broker", farm.broker)
+            assert ended.returncode == 5 and words in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+    farm.wait()
+    farm.check()
+    for worker in (early, late):
+        assert worker.process.poll() is None and "Traceback" not in worker.log.read_text(), worker.log.read_text()
+
+
 def certificate(folder: Path, name: str) -> Path:
     """A certificate for localhost, signed by itself."""
     folder.mkdir()
@@ -100,9 +135,14 @@ def test_tls_is_used_and_a_wrong_certificate_or_password_refused(tmp_path: Path,
         # Another authority, no authority, no TLS, a wrong password: one sentence each, and no password in it
         wrong_password = broker.url("worker", **ca).replace(broker.environ["VALKEY_WORKER_PASSWORD"], "wrong")
         for url, words in (
-            (broker.url("worker", ssl_ca_certs=str(other / "ca.crt")), "(?i)certificate"),
-            (broker.url("worker"), "(?i)certificate"),
-            (broker.url("worker").replace("rediss://", "redis://"), "broker"),
+            (
+                broker.url("worker", ssl_ca_certs=str(other / "ca.crt")),
+                r"TLS .* certificate; \?ssl_ca_certs=FILE names",
+            ),
+            (broker.url("worker"), r"TLS .* certificate; \?ssl_ca_certs=FILE names"),
+            (broker.url("worker", ssl_ca_certs=str(tmp_path / "none")), r"TLS .* there is no file .*/none"),
+            (broker.url("worker", ssl_ca_certs=str(tls / "tls.key")), r"TLS .* fails: .*\?ssl_ca_certs=FILE"),
+            (broker.url("worker").replace("rediss://", "redis://"), r"hangs up .* rediss://, and \?ssl_ca_certs=FILE"),
             (wrong_password, "did not let us in"),
         ):
             ended = command("worker", "--broker", url, "--store", str(tmp_path))

@@ -1,7 +1,7 @@
-"""kombu's Redis transport, four holes closed.
+"""kombu's Redis transport, five holes closed.
 
-They are acks that fail, clocks that differ, messages that nobody can read, in the queue and in hand, and closed
-connections that wake the worker for ever.
+They are acks that fail, clocks that differ, messages that nobody can read, in the queue and in hand, a broker that
+answers and takes nothing, and closed connections that wake the worker for ever.
 """
 
 from __future__ import annotations
@@ -11,12 +11,16 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.transport.virtual import QoS as VirtualQoS
+from redis.exceptions import ConnectionError as Lost
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from feature_atlas.broker import LUA_NOW, now
+from feature_atlas.broker import LUA_NOW, is_writable, now
+from feature_atlas.broker_errors import refusal
 from feature_atlas.messages import MALFORMED, QUEUE, MalformedMessage, parse
 from feature_atlas.monitor import MOST_MALFORMED, put_aside
 from feature_atlas.reconcile import unwrap
@@ -36,11 +40,13 @@ end
 return #ARGV
 """
 
-# Notes down a message in hand.
+# Notes down a message in hand, also where the memory is full: the queue has just become shorter by it.  (A broker
+# refuses to add only as long as a script has not removed anything, be it nothing.)
 # KEYS unacked, unacked_index   ARGV tag, [message, exchange, routing key]
 _APPEND = (
     LUA_NOW
     + """
+redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
@@ -57,6 +63,24 @@ return 1
 """
 
 
+class Refused(Lost):
+    """The broker answers but takes nothing.  Celery waits for it as for a lost one, and connects again."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Makes Celery wait where the broker takes nothing, which would end the worker."""
+    try:
+        yield
+    except ResponseError as error:
+        why = refusal(error)
+        if not why and "UNBLOCKED" in str(error):
+            why = "has changed its role"
+        if not why:
+            raise
+        raise Refused(f"the broker {why}") from None
+
+
 class SafeQoS(redis.QoS):  # type: ignore[misc]
     """Frees the prefetch slot even where the ack cannot be delivered, and tells leases by the broker's clock.
 
@@ -69,8 +93,11 @@ class SafeQoS(redis.QoS):  # type: ignore[misc]
         """Notes down a message that was taken."""
         info = message.delivery_info
         kept = json.dumps([message._raw, info["exchange"], info["routing_key"]])
-        with self.channel.conn_or_acquire() as client:
-            client.eval(_APPEND, 2, self.unacked_key, self.unacked_index_key, delivery_tag, kept)
+        try:
+            with self.channel.conn_or_acquire() as client:
+                client.eval(_APPEND, 2, self.unacked_key, self.unacked_index_key, delivery_tag, kept)
+        except ResponseError as error:  # it is done all the same, or sent again by whoever reconciles
+            log.warning("taking %s is not noted down (%s)", delivery_tag, error)
         VirtualQoS.append(self, message, delivery_tag)
 
     def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
@@ -78,7 +105,7 @@ class SafeQoS(redis.QoS):  # type: ignore[misc]
 
         Without kombu's mutex, which takes memory of a broker that may have none: each message is restored once.
         """
-        with self.channel.conn_or_acquire() as client:
+        with _refusals(), self.channel.conn_or_acquire() as client:
             over = now(client) - float(self.channel.visibility_timeout)
             key, part = self.unacked_index_key, {"offset": start, "num": num or -1}
             for tag in client.zrange(key, over, 0, desc=True, byscore=True, **part):
@@ -103,7 +130,7 @@ class SafeQoS(redis.QoS):  # type: ignore[misc]
             try:
                 self._remove_from_indices(delivery_tag).execute()
                 break
-            except self.channel.connection_errors as error:
+            except (*self.channel.connection_errors, ResponseError) as error:
                 log.warning("acknowledging %s failed (%s)", delivery_tag, error)
                 time.sleep(0.2 * 2**attempt)
         VirtualQoS.ack(self, delivery_tag)
@@ -112,7 +139,7 @@ class SafeQoS(redis.QoS):  # type: ignore[misc]
         """Puts back or drops; where that cannot be delivered, the message comes back by its lease."""
         try:
             super().reject(delivery_tag, requeue=requeue)
-        except self.channel.connection_errors as error:
+        except (*self.channel.connection_errors, ResponseError) as error:
             log.warning("rejecting %s failed (%s)", delivery_tag, error)
             VirtualQoS.ack(self, delivery_tag)
 
@@ -141,7 +168,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
         """As kombu's, but what cannot be read is put aside instead of ending the worker."""
         try:
             try:
-                answer = self.client.parse_response(self.client.connection, "BRPOP", **options)
+                with _refusals():
+                    answer = self.client.parse_response(self.client.connection, "BRPOP", **options)
             except self.connection_errors:
                 # The next poll connects again.
                 self.client.connection.disconnect()
@@ -161,6 +189,11 @@ class Channel(redis.Channel):  # type: ignore[misc]
         finally:
             self._in_poll = None
             self._flush_brpop_reauth()
+
+    def _queue_bind(self, *args: Any) -> None:
+        """As kombu's, but a full memory is no reason not to take what fills it: what is sent names the queue itself."""
+        with _refusals(), contextlib.suppress(OutOfMemoryError):
+            super()._queue_bind(*args)
 
     def _put_aside(self, raw: bytes, why: str) -> None:
         with self.conn_or_acquire() as client:
@@ -216,6 +249,17 @@ class Transport(redis.Transport):  # type: ignore[misc]
     """Redis, with :class:`Channel`."""
 
     Channel = Channel
+
+    def establish_connection(self) -> Transport:
+        """As kombu's, but with a broker that takes nothing there is no connection."""
+        with _refusals():
+            try:
+                super().establish_connection()
+                is_writable(self._avail_channels[-1].client)
+            except ResponseError:
+                self.close_connection(self)
+                raise
+        return self
 
 
 def install() -> None:
