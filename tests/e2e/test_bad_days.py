@@ -186,6 +186,13 @@ def test_what_cannot_be_read_in_hand_ends_no_worker(farm: Farm) -> None:
     assert "4 messages could not be used and were put aside" in status.stdout
 
 
+def test_what_ends_a_worker_unasked_is_no_success(farm: Farm) -> None:
+    farm.client.set(QUEUE, "no list")
+    worker = farm.start()
+    assert worker.process.wait(120) == 1
+    assert "Unrecoverable error" in worker.log.read_text()
+
+
 # -- the store
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 import time
 import warnings
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from celery import Task, signals
 from celery.apps import worker as celery_worker
 from celery.exceptions import CPendingDeprecationWarning, Reject
+from celery.utils.log import get_multiprocessing_logger
 
 from feature_atlas import logs
 from feature_atlas.broker import open_client
@@ -42,6 +44,15 @@ _child: Child | None = None
 
 class Worker(celery_worker.Worker):  # type: ignore[misc]
     """Celery's worker, whose soft shutdown ends as soon as the batch in hand has ended."""
+
+    #: With what the last one ended; Celery's ``worker_main`` keeps it to itself.
+    status = 0
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        """Ends, and remembers how."""
+        # Asked to end, Celery may stumble over the pool that it has just closed: that is no failure.
+        Worker.status = 0 if pulse.draining else exitcode or 0
+        super().stop(in_sighandler=in_sighandler, exitcode=exitcode)
 
     def wait_for_soft_shutdown(self) -> None:
         """Lets the child finish what fits into the grace period.  Celery would sleep all of it."""
@@ -86,6 +97,8 @@ def _name_worker(sender: str, **_: Any) -> None:
 
 def _log_as_json(loglevel: int, **_: Any) -> None:
     logs.set_up("json", loglevel, others=logging.INFO, worker=_name)
+    pool = get_multiprocessing_logger()  # what it says of a child that died goes past all others
+    pool.propagate, pool.level = True, logging.ERROR
 
 
 if settings.log == "json":  # else Celery's own, with its time and process
@@ -117,7 +130,7 @@ def _watch(**_: Any) -> None:
 
 
 def main(name: str = "") -> None:
-    """Runs one worker with the right options until it is told to end."""
+    """Runs one worker with the right options until it is told to end; what ends it otherwise is a failure."""
     # Said at every reconnection: tasks in hand go on.  That is what we want.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
     global _name
@@ -127,3 +140,5 @@ def main(name: str = "") -> None:
         _log_as_json(logging.INFO)  # also what is said before Celery sets up its logs
     options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     app.worker_main(["--quiet", "worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])
+    if Worker.status:
+        sys.exit(Worker.status)
