@@ -186,6 +186,13 @@ def test_what_cannot_be_read_in_hand_ends_no_worker(farm: Farm) -> None:
     assert "4 messages could not be used and were put aside" in status.stdout
 
 
+def test_a_worker_that_ended_counts_as_alive_no_longer(farm: Farm) -> None:
+    first, second = farm.start(), farm.start()
+    wait_until(lambda: len(workers(farm.client)) == 2, "both to live")
+    assert first.stop() == 0
+    assert [beat.worker.partition("@")[0] for beat in workers(farm.client)] == [second.name]
+
+
 def test_what_ends_a_worker_unasked_is_no_success(farm: Farm) -> None:
     farm.client.set(QUEUE, "no list")
     worker = farm.start()

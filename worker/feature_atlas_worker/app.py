@@ -6,6 +6,7 @@ starts at once, and never touches a device: a forked process could not use it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -18,10 +19,11 @@ from celery import Task, signals
 from celery.apps import worker as celery_worker
 from celery.exceptions import CPendingDeprecationWarning, Reject
 from celery.utils.log import get_multiprocessing_logger
+from redis import RedisError
 
 from feature_atlas import logs
 from feature_atlas.broker import open_client
-from feature_atlas.messages import TASK, order_of
+from feature_atlas.messages import TASK, WORKERS, order_of
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
 from feature_atlas_worker import transport
@@ -140,5 +142,12 @@ def main(name: str = "") -> None:
         _log_as_json(logging.INFO)  # also what is said before Celery sets up its logs
     options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     app.worker_main(["--quiet", "worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])
+    _sign_off()
     if Worker.status:
         sys.exit(Worker.status)
+
+
+def _sign_off() -> None:
+    """Takes this worker off the list of those that live: it has ended, and nobody need wonder where it is."""
+    with contextlib.suppress(RedisError), open_client(settings.broker, timeout=1.0) as client:
+        client.hdel(WORKERS, _name)
