@@ -150,6 +150,29 @@ class RedisServer(Server):
         ]
 
     @contextlib.contextmanager
+    def taking_nothing(self, why: str) -> Iterator[None]:
+        """Answers and refuses to be written to: ``memory`` full, a ``replica``, or a ``disk`` that is full."""
+        snapshot = self.folder / "dump.rdb"
+        with self.client() as client:
+            try:
+                if why == "memory":
+                    client.config_set("maxmemory", 1)
+                elif why == "replica":
+                    client.replicaof("127.0.0.1", free_port())
+                else:
+                    client.config_set("save", "3600 1000000")
+                    snapshot.mkdir()  # so that no file can take its name
+                    client.bgsave()
+                    wait_until(lambda: client.info("persistence")["rdb_last_bgsave_status"] == "err", "a failed save")
+                yield
+            finally:
+                if snapshot.is_dir():
+                    snapshot.rmdir()
+                client.replicaof("NO", "ONE")
+                client.config_set("save", "")
+                client.config_set("maxmemory", 0)
+
+    @contextlib.contextmanager
     def client(self) -> Iterator[Any]:
         """A redis-py client, closed at the end."""
         import redis

@@ -18,6 +18,7 @@ import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from feature_atlas.broker_errors import refusal, short, tls_hint, tls_trouble
 from feature_atlas.errors import AtlasError, BrokerError, RequestError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -25,12 +26,21 @@ log = logging.getLogger(__name__)
 OLDEST = (6, 2)
 _SPELLINGS = "redis://[:password@]host:6379/0, rediss://... (TLS) or redis+socket:///path/to/socket"
 _SCHEMES = ("redis", "rediss", "redis+socket", "unix")
+#: Written and removed to see whether the broker takes anything.
+_PROBE = "feature-atlas:probe"
+
+# Sets a field of a hash also where the memory is full: a broker refuses to add only until the script has removed.
+_PUT = """
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+"""
 
 
-def connect(url: str, *, timeout: float = 5.0) -> redis.Redis:
-    """A client of a broker that is there, lets us in, and can do its work.
+def connect(url: str, *, timeout: float = 5.0, write: bool = True) -> redis.Redis:
+    """A client of a broker that is there, lets us in, and can do its work; without ``write``, can be looked at.
 
-    Warns in the log where the broker may throw messages away.
+    Warns in the log where the broker may throw messages away.  One whose memory is full is let through: jobs can be
+    taken out.
 
     Raises:
         RequestError: not the URL of a broker.
@@ -39,6 +49,8 @@ def connect(url: str, *, timeout: float = 5.0) -> redis.Redis:
     client = open_client(url, timeout=timeout)
     try:
         check(client, url)
+        if write:
+            _write(client, url)
         for sentence in doubts(client, url):
             _warn(sentence)
     except BaseException:
@@ -59,6 +71,7 @@ def examine(url: str) -> Iterator[tuple[Literal["ok", "warn", "fail"], str, str]
         client = open_client(url)
         try:
             name, version = check(client, url)
+            _write(client, url, add=True)
             yield "ok", "broker", f"{name} {version} at {public(url)}"
             for sentence in doubts(client, url):
                 yield "warn", "broker", sentence
@@ -101,6 +114,31 @@ def check(client: redis.Redis, url: str) -> tuple[str, str]:
     return "Redis", str(info["redis_version"])
 
 
+def _write(client: redis.Redis, url: str, *, add: bool = False) -> None:
+    """Removes a key that is not there, or also ``add``s it first.  Raises BrokerError where that is refused."""
+    try:
+        if add:
+            client.set(_PROBE, "1", ex=60)
+        client.delete(_PROBE)
+    except redis.exceptions.NoPermissionError:  # who only looks
+        return
+    except trouble() as error:
+        raise explain(error, url) from error
+
+
+def is_writable(client: redis.Redis) -> None:
+    """Raises RedisError where the broker takes nothing at present, not even what needs no memory."""
+    client.delete(_PROBE)
+
+
+def put(client: redis.Redis, key: str, field: str, value: str) -> None:
+    """Sets a field of a hash also where the broker's memory is full: for little, without which none gets free.
+
+    Raises RedisError.
+    """
+    client.eval(_PUT, 1, key, field, value)
+
+
 def doubts(client: redis.Redis, url: str) -> Iterator[str]:
     """One sentence for everything that may go wrong later with a broker that works now."""
     try:
@@ -131,19 +169,19 @@ def explain(error: Exception, url: str) -> BrokerError:
         return BrokerError(f"the broker at {where} did not let us in ({error}): check user and password")
     if isinstance(error, redis.exceptions.BusyLoadingError):
         return BrokerError(f"the broker at {where} is still loading its data: try again in a moment")
-    if isinstance(error, redis.exceptions.OutOfMemoryError):
-        return BrokerError(f"the memory of the broker at {where} is full: give it more, then run the command again")
+    if why := refusal(error):
+        return BrokerError(f"the broker at {where} {why}")
     if isinstance(error, redis.TimeoutError):
-        return BrokerError(f"the broker at {where} does not answer: is it Redis{_tls(url)}?  does a firewall allow it?")
+        return BrokerError(
+            f"the broker at {where} does not answer: is it Redis{tls_hint(url)}?  does a firewall allow it?"
+        )
     if isinstance(error, redis.InvalidResponse | redis.ResponseError):
-        return BrokerError(f"what answers at {where} is not Redis, or not ours to use ({_short(error)})")
-    if "closed by server" in str(error):
-        return BrokerError(f"what answers at {where} hangs up at once: is it Redis{_tls(url)}?")
-    return BrokerError(f"no broker at {where} ({_short(error)}): start one, or check the URL")
-
-
-def _tls(url: str) -> str:
-    return ", and does it speak TLS (rediss)" if url.startswith("rediss") else ", and without TLS (redis, not rediss)"
+        return BrokerError(f"what answers at {where} is not Redis, or not ours to use ({short(error)})")
+    if why := tls_trouble(error, url):
+        return BrokerError(f"TLS to the broker at {where} fails: {why}")
+    if "closed by server" in str(error) or "reset by peer" in str(error):
+        return BrokerError(f"what answers at {where} hangs up at once: is it Redis{tls_hint(url)}?")
+    return BrokerError(f"no broker at {where} ({short(error)}): start one, or check the URL")
 
 
 #: The broker's clock as :func:`now`, for scripts that note the time down: they begin with this.
@@ -206,7 +244,3 @@ def public(url: str) -> str:
     except ValueError:
         return url.rpartition("@")[2]
     return url.replace(f":{password}@", ":***@", 1) if password else unquote(url)
-
-
-def _short(error: BaseException) -> str:
-    return str(error).splitlines()[0][:160] if str(error) else type(error).__name__

@@ -48,12 +48,19 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(said, default=str, ensure_ascii=False)
 
 
-def line(level: str, message: str, **fields: Any) -> str:
+def line(level: str, message: str, logger: str = "celery", **fields: Any) -> str:
     """The JSON line of something that is said outside of the logging module."""
     time = datetime.now(UTC).isoformat(timespec="milliseconds")
     return json.dumps(
-        {"time": time, "level": level, "logger": "celery", "message": message, "pid": os.getpid(), **fields}
+        {"time": time, "level": level, "logger": logger, "message": message, "pid": os.getpid(), **fields}
     )
+
+
+def say(message: str) -> None:
+    """To standard error from a signal handler, which must not wait for a lock of the logging module's."""
+    as_json = any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)
+    text = line("info", message, OURS[0]) if as_json else "\n" + message  # on a terminal it begins with ^C
+    os.write(2, (text + "\n").encode())
 
 
 def set_up(

@@ -179,9 +179,10 @@ def peek(raw: bytes) -> tuple[str, Unit] | None:
     """(atlas, unit) of a message, unchecked and fast; None where there is no reading it."""
     try:
         atlas, variant, layer, channel = arguments(json.loads(raw))
-        return atlas, Unit(variant, layer, channel)
-    except (ValueError, KeyError, TypeError, RecursionError, MalformedMessage):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MalformedMessage):
         return None
+    named = isinstance(atlas, str) and isinstance(variant, str) and isinstance(layer, str)
+    return (atlas, Unit(variant, layer, channel)) if named and isinstance(channel, int) else None
 
 
 def renewed(message: Message, tag: str) -> str:

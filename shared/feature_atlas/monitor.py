@@ -101,7 +101,7 @@ def queue_status(broker: str, atlas: str) -> QueueStatus:
     """
     from feature_atlas.broker import connect, trouble
 
-    client = connect(broker)
+    client = connect(broker, write=False)
     try:
         return read(client, atlas)
     except trouble() as error:
@@ -162,6 +162,8 @@ def atlases(client: redis.Redis) -> list[str]:
 
 def put_aside(client: redis.Redis, raw: bytes, why: str) -> None:
     """Keeps a message that nobody can use, for a person to look at; at most so many of them."""
+    from feature_atlas.broker import put
+
     if client.hlen(MALFORMED) < MOST_MALFORMED:
         kept = {"error": why, "at": time.time(), "message": raw[:_KEPT].decode(errors="replace")}
-        client.hset(MALFORMED, hashlib.sha256(raw).hexdigest()[:16], json.dumps(kept))
+        put(client, MALFORMED, hashlib.sha256(raw).hexdigest()[:16], json.dumps(kept))

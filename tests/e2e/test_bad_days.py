@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from feature_atlas.atlas import Atlas
-from feature_atlas.messages import MALFORMED, QUEUE, attempts_key, dead_key
+from feature_atlas.messages import MALFORMED, QUEUE, UNACKED, UNACKED_INDEX, attempts_key, dead_key
 from feature_atlas.monitor import MOST_MALFORMED, workers
 from tests.conftest import ROOT, needed
 from tests.deploy import compose
@@ -109,6 +109,41 @@ def test_a_broker_that_is_gone_in_mid_run_is_waited_for(seconds: int, farm: Farm
     assert worker.process.poll() is None
 
 
+def test_a_broker_whose_memory_is_full_is_emptied(farm: Farm, valkey: RedisServer) -> None:
+    farm.enqueue()
+    farm.client.delete("_kombu.binding.render")  # as where no worker was ever started
+    with valkey.taking_nothing("memory"):
+        worker = farm.start()
+        farm.wait()
+        wait_until(lambda: len(workers(farm.client)) == 1, "a sign of life")
+        assert worker.process.poll() is None and "Traceback" not in worker.log.read_text()
+        doctor = command("doctor", "--broker", farm.broker)
+        assert "has its memory full" in doctor.stdout, doctor.stdout
+        assert command("cancel", farm.atlas.url, "--broker", farm.broker).returncode == 0
+    farm.enqueue()
+    farm.check()
+
+
+@pytest.mark.parametrize(
+    ("why", "words"), [("replica", "a replica that may only be read"), ("disk", "cannot write its data to its disk")]
+)
+def test_a_broker_that_takes_nothing_is_waited_for(why: str, words: str, farm: Farm, valkey: RedisServer) -> None:
+    farm.enqueue()
+    early = farm.start(TEST_SECONDS="0.1", FEATURE_ATLAS_BATCH="2")
+    wait_until(lambda: len(farm.atlas.done()) >= 2, "first pictures")
+    with valkey.taking_nothing(why):
+        late = farm.start()
+        for worker in (early, late):
+            wait_until(lambda worker=worker: words in worker.log.read_text(), f"{worker.name} to say so", 30)
+        for name in ("enqueue", "pause", "cancel"):
+            ended = command(name, farm.atlas.url, "--broker", farm.broker)
+            assert ended.returncode == 5 and words in ended.stderr and ended.stderr.count("\n") == 1, ended.stderr
+    farm.wait()
+    farm.check()
+    for worker in (early, late):
+        assert worker.process.poll() is None and "Traceback" not in worker.log.read_text(), worker.log.read_text()
+
+
 def certificate(folder: Path, name: str) -> Path:
     """A certificate for localhost, signed by itself."""
     folder.mkdir()
@@ -136,9 +171,14 @@ def test_tls_is_used_and_a_wrong_certificate_or_password_refused(tmp_path: Path,
         # Another authority, no authority, no TLS, a wrong password: one sentence each, and no password in it
         wrong_password = broker.url("worker", **ca).replace(broker.environ["VALKEY_WORKER_PASSWORD"], "wrong")
         for url, words in (
-            (broker.url("worker", ssl_ca_certs=str(other / "ca.crt")), "(?i)certificate"),
-            (broker.url("worker"), "(?i)certificate"),
-            (broker.url("worker").replace("rediss://", "redis://"), "broker"),
+            (
+                broker.url("worker", ssl_ca_certs=str(other / "ca.crt")),
+                r"TLS .* certificate; \?ssl_ca_certs=FILE names",
+            ),
+            (broker.url("worker"), r"TLS .* certificate; \?ssl_ca_certs=FILE names"),
+            (broker.url("worker", ssl_ca_certs=str(tmp_path / "none")), r"TLS .* there is no file .*/none"),
+            (broker.url("worker", ssl_ca_certs=str(tls / "tls.key")), r"TLS .* fails: .*\?ssl_ca_certs=FILE"),
+            (broker.url("worker").replace("rediss://", "redis://"), r"hangs up .* rediss://, and \?ssl_ca_certs=FILE"),
             (wrong_password, "did not let us in"),
         ):
             ended = command("worker", "--broker", url, "--store", str(tmp_path))
@@ -165,6 +205,35 @@ def test_ten_thousand_malformed_messages_are_put_aside(farm: Farm) -> None:
     assert worker.log.read_text().count("put aside") < 30
     status = command("status", farm.atlas.url, "--broker", farm.broker)
     assert "messages could not be used and were put aside" in status.stdout
+
+
+def test_what_cannot_be_read_in_hand_ends_no_worker(farm: Farm) -> None:
+    for i, rubbish in enumerate((b"not json at all", b'["{\\"a\\":1}","","render"]', b"\xff", b"[[]]")):
+        farm.client.hset(UNACKED, f"bad{i}", rubbish)
+        farm.client.zadd(UNACKED_INDEX, {f"bad{i}": 1})
+    farm.enqueue()
+    worker = farm.start()
+    farm.wait()
+    farm.check()
+    said = worker.log.read_text()
+    assert worker.process.poll() is None and "Traceback" not in said and "put aside" in said
+    assert not farm.client.exists(UNACKED, UNACKED_INDEX)
+    status = command("status", farm.atlas.url, "--broker", farm.broker)
+    assert "4 messages could not be used and were put aside" in status.stdout
+
+
+def test_a_worker_that_ended_counts_as_alive_no_longer(farm: Farm) -> None:
+    first, second = farm.start(), farm.start()
+    wait_until(lambda: len(workers(farm.client)) == 2, "both to live")
+    assert first.stop() == 0
+    assert [beat.worker.partition("@")[0] for beat in workers(farm.client)] == [second.name]
+
+
+def test_what_ends_a_worker_unasked_is_no_success(farm: Farm) -> None:
+    farm.client.set(QUEUE, "no list")
+    worker = farm.start()
+    assert worker.process.wait(120) == 1
+    assert "Unrecoverable error" in worker.log.read_text()
 
 
 # -- the store

@@ -10,8 +10,9 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+import redis
 
-from feature_atlas.broker import connect, examine, for_kombu, for_redis, public
+from feature_atlas.broker import connect, examine, explain, for_kombu, for_redis, public, put
 from feature_atlas.errors import AtlasError, BrokerError, RequestError
 from tests.servers import RedisServer, free_port
 
@@ -120,6 +121,32 @@ def test_a_broker_that_may_throw_messages_away_is_used_with_a_warning(
             assert [level for level, _, _ in examine(valkey.url)] == ["ok", "warn"]
         finally:
             client.config_set("maxmemory-policy", "noeviction")
+
+
+@pytest.mark.parametrize("why", ["replica", "disk"])
+def test_one_that_may_only_be_read_is_refused_for_what_it_is(valkey: RedisServer, why: str) -> None:
+    words = {
+        "replica": "a replica that may only be read: name its primary",
+        "disk": "cannot write its data to its disk",
+    }
+    with valkey.taking_nothing(why):
+        assert words[why] in refusal(valkey.url)
+        ((level, what, text),) = examine(valkey.url)
+        assert (level, what) == ("fail", "broker") and words[why] in text
+        if why == "replica":  # can be looked at
+            connect(valkey.url, write=False).close()
+    connect(valkey.url).close()
+
+
+def test_one_whose_memory_is_full_is_told_of_and_can_still_be_emptied(valkey: RedisServer) -> None:
+    with valkey.taking_nothing("memory"):
+        with connect(valkey.url) as client:
+            put(client, "feature-atlas:flags", "atlas", "cancelled")
+            with pytest.raises(redis.RedisError) as caught:
+                client.set("feature-atlas:more", "x")
+        assert "has its memory full (maxmemory)" in str(explain(caught.value, valkey.url))
+        ((level, _, text),) = examine(valkey.url)
+        assert level == "fail" and "has its memory full" in text
 
 
 def test_doctor_is_told_what_is_there_or_what_fails(valkey: RedisServer) -> None:

@@ -55,6 +55,15 @@ def test_no_bytes_get_through_or_raise_anything_else(data: bytes) -> None:
     assert peek(data) is None
 
 
+@pytest.mark.parametrize(
+    "body", [([["s3://bucket/toy"], "channel", "conv", 3], {}, {}), (["s3://bucket/toy", {}, "conv", 3], {}, {}),
+             (["s3://bucket/toy", "channel", "conv", [3]], {}, {}), (["s3://bucket/toy", "a", "b", 3], {}, [])],
+)  # fmt: skip
+def test_a_peek_finds_nothing_in_what_only_looks_like_a_message(body: tuple[Any, ...]) -> None:
+    assert peek(with_body(*body).encode()) is None
+    assert peek(b'{"body": "", "properties": []}') is None
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=5), inner),

@@ -78,17 +78,6 @@ def test_nothing_is_lost_by_configuration() -> None:
     assert options["unacked_restore_interval"] * options["unacked_restore_throttle"] <= 5
 
 
-def test_a_worker_that_dies_while_it_looks_for_lost_messages_keeps_others_from_it_only_for_seconds(
-    valkey: RedisServer,
-) -> None:
-    app = make_app(valkey.url)
-    with app.connection_for_read() as connection:
-        channel: Any = connection.default_channel
-        # What a worker leaves behind that is killed, or loses the network, in the middle of a look.
-        channel.client.lock(channel.unacked_mutex_key, timeout=channel.unacked_mutex_expire).acquire()
-        assert 0 < channel.client.pttl(channel.unacked_mutex_key) <= 15_000
-
-
 def test_what_the_workers_of_another_application_hold_is_left_to_them(valkey: RedisServer) -> None:
     """On the same database, with leases longer than ours."""
     with Connection(valkey.url) as theirs, make_app(valkey.url, visibility_timeout=1).connection() as ours:

@@ -95,6 +95,23 @@ def test_a_message_that_is_none_stops_a_claim_and_nothing_else(client: redis.Red
     assert client.rpop(QUEUE).decode() == raw
 
 
+@pytest.mark.parametrize("kind", ["valkey", pytest.param("redis7", marks=pytest.mark.redis)])
+def test_a_broker_whose_memory_is_full_can_be_emptied(kind: str, request: pytest.FixtureRequest) -> None:
+    server: RedisServer = request.getfixturevalue(kind)
+    with open_client(server.url) as client:
+        send(client, "conv", range(6))
+        with server.taking_nothing("memory"):
+            hand = Hand(client)
+            done, lost, *rest = hand.claim(GROUP, 4, 4)
+            hand.count([done, lost, *rest])
+            hand.renew()
+            hand.finish([done])
+            hand.give_up(lost, GivenUp(error="no"))
+            hand.give_back(rest)
+            assert queued(client) == [2, 3, 4, 5] and client.hlen(dead_key(ATLAS)) == 1
+            assert not client.exists(UNACKED, UNACKED_INDEX, attempts_key(ATLAS))
+
+
 def test_kombu_delivers_claimed_messages_again_as_they_were(
     client: redis.Redis, hand: Hand, valkey: RedisServer
 ) -> None:

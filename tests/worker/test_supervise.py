@@ -51,10 +51,11 @@ def test_one_that_fails_at_once_waits_ever_longer() -> None:
         assert 1 <= len(member.exits) <= 2 and member.due > time.monotonic() - 1
 
 
-def test_a_wrong_request_is_not_tried_again(tmp_path: Path) -> None:
+def test_a_wrong_request_is_not_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Supervisor({"a": {"X": ""}, "b": {"X": ""}}, command=counting(tmp_path, 2)) as supervisor:
         assert supervisor.run(every=0.05) == 2
     assert sorted(starts(tmp_path)) == ["a", "b"]
+    assert caplog.text.count("not started again") == 2 and "starts afresh" not in caplog.text
 
 
 def test_at_the_end_all_are_asked_and_the_stubborn_are_killed(tmp_path: Path) -> None:
@@ -77,6 +78,24 @@ def test_sigterm_ends_the_run(tmp_path: Path) -> None:
         assert supervisor.run(until, every=0.05) == 0
         assert supervisor.asked == 1
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_it_says_when_told_to_end_has_the_form_of_its_logs() -> None:
+    code = f"""
+import os
+from feature_atlas import logs
+from feature_atlas_worker.supervise import Supervisor
+logs.set_up(os.environ["FORM"], 20)
+with Supervisor({{"a": {{}}}}, command={SLEEP!r}, grace=0) as supervisor:
+    supervisor.run(lambda: os.kill(os.getpid(), 15) and False, every=0.05)
+"""
+    for form in ("json", "text"):
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "FORM": form}
+        )
+        lines = done.stderr.splitlines()
+        assert any("jobs in hand are finished" in line for line in lines), done.stderr
+        assert all(line.startswith("{") for line in lines) is (form == "json"), done.stderr
 
 
 def test_workers_end_with_a_supervisor_that_is_killed() -> None:

@@ -38,6 +38,12 @@ def test_jobs_wait_and_none_is_taken(dog: Watchdog) -> None:
     assert after_a_first_look(dog)
 
 
+def test_a_broker_that_takes_nothing_is_no_stall(dog: Watchdog, valkey: RedisServer) -> None:
+    dog.client.lpush(QUEUE, "message")
+    with valkey.taking_nothing("replica"):
+        assert not after_a_first_look(dog)
+
+
 def test_an_empty_queue_is_no_stall(dog: Watchdog) -> None:
     assert not after_a_first_look(dog)
 

@@ -6,6 +6,7 @@ starts at once, and never touches a device: a forked process could not use it.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -18,11 +19,13 @@ from typing import Any
 from celery import Task, signals
 from celery.apps import worker as celery_worker
 from celery.exceptions import CPendingDeprecationWarning, Reject
+from celery.utils.log import get_multiprocessing_logger
+from redis import RedisError
 
 from feature_atlas import logs
 from feature_atlas.broker import open_client
 from feature_atlas.errors import RequestError
-from feature_atlas.messages import TASK, order_of
+from feature_atlas.messages import TASK, WORKERS, order_of
 from feature_atlas.queue import Template, make_app
 from feature_atlas.settings import Settings
 from feature_atlas_worker import alive, transport
@@ -45,6 +48,15 @@ _child: Child | None = None
 
 class Worker(celery_worker.Worker):  # type: ignore[misc]
     """Celery's worker, whose soft shutdown ends as soon as the batch in hand has ended."""
+
+    #: With what the last one ended; Celery's ``worker_main`` keeps it to itself.
+    status = 0
+
+    def stop(self, in_sighandler: bool = False, exitcode: int | None = None) -> None:
+        """Ends, and remembers how."""
+        # Asked to end, Celery may stumble over the pool that it has just closed: that is no failure.
+        Worker.status = 0 if pulse.draining else exitcode or 0
+        super().stop(in_sighandler=in_sighandler, exitcode=exitcode)
 
     def wait_for_soft_shutdown(self) -> None:
         """Lets the child finish what fits into the grace period.  Celery would sleep all of it."""
@@ -91,6 +103,8 @@ def _name_worker(sender: str, **_: Any) -> None:
 
 def _log_as_json(loglevel: int, **_: Any) -> None:
     logs.set_up("json", loglevel, others=logging.INFO, worker=_name)
+    pool = get_multiprocessing_logger()  # what it says of a child that died goes past all others
+    pool.propagate, pool.level = True, logging.ERROR
 
 
 if settings.log == "json":  # else Celery's own, with its time and process
@@ -127,7 +141,7 @@ def _watch(**_: Any) -> None:
 
 
 def main(name: str = "") -> None:
-    """Runs one worker with the right options until it is told to end."""
+    """Runs one worker with the right options until it is told to end; what ends it otherwise is a failure."""
     # Said at every reconnection: tasks in hand go on.  That is what we want.
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning, module="celery")
     global _name
@@ -142,3 +156,12 @@ def main(name: str = "") -> None:
         sys.exit(error.exit_code)
     options = ["--pool", "prefork", "--concurrency", "1", "--without-gossip", "--without-mingle", "--without-heartbeat"]
     app.worker_main(["--quiet", "worker", *options, "--hostname", f"{name}@%h", "--loglevel", "INFO"])
+    _sign_off()
+    if Worker.status:
+        sys.exit(Worker.status)
+
+
+def _sign_off() -> None:
+    """Takes this worker off the list of those that live: it has ended, and nobody need wonder where it is."""
+    with contextlib.suppress(RedisError), open_client(settings.broker, timeout=1.0) as client:
+        client.hdel(WORKERS, _name)

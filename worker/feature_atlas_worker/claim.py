@@ -40,6 +40,9 @@ log = logging.getLogger(__name__)
 #: Seconds for which a broker that failed is not told more: rendering does not wait for it.
 _PAUSE = 2.0
 
+# A broker whose memory is full refuses a script's first command if it adds, and none after one that removes.  So all of
+# these begin with one that removes, if only nothing: else nobody could take out what fills the memory.
+
 # Takes messages from the front while they are of the group: at least ARGV[1], at most ARGV[2], and in between a share
 # 1/ARGV[3] of what waits, so that the last ones are spread over all workers.
 # KEYS queue, unacked, unacked_index   ARGV least, most, shares, group, longest
@@ -70,9 +73,24 @@ return out
 _RENEW = (
     LUA_NOW
     + """
+redis.call('ZREM', KEYS[1], '')
 for i = 1, #ARGV do redis.call('ZADD', KEYS[1], 'XX', now, ARGV[i]) end
 """
 )
+
+# KEYS attempts   ARGV unit ...
+_COUNT = """
+redis.call('HDEL', KEYS[1], '')
+for i = 1, #ARGV do redis.call('HINCRBY', KEYS[1], ARGV[i], 1) end
+"""
+
+# KEYS unacked, unacked_index, attempts, dead   ARGV tag, unit, why
+_GIVE_UP = """
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+redis.call('HDEL', KEYS[3], ARGV[2])
+redis.call('HSET', KEYS[4], ARGV[2], ARGV[3])
+"""
 
 # Moves messages back to where the next worker finds them; those that are no longer ours stay where they are.
 # KEYS unacked, unacked_index, queue, attempts   ARGV end, 1 to take back an attempt, then tag, message, unit ...
@@ -100,6 +118,8 @@ class Hand:
         self._claim = client.register_script(_CLAIM)
         self._renew = client.register_script(_RENEW)
         self._return = client.register_script(_RETURN)
+        self._count = client.register_script(_COUNT)
+        self._give_up = client.register_script(_GIVE_UP)
         self.memory = Memory(client)
         self._held: dict[str, Message] = {}
         #: Done and in the store, but the broker does not know yet.
@@ -169,10 +189,9 @@ class Hand:
         """
         with self._lock:
             fresh = [message for message in messages if message.tag not in self._counted]
-        with self.client.pipeline(transaction=len(fresh) > 1) as pipe:
-            for message in fresh:
-                pipe.hincrby(attempts_key(message.order.atlas), field(message.order.unit), 1)
-            pipe.execute()
+        if fresh:  # all of one atlas, as what is in hand is of one group
+            fields = [field(message.order.unit) for message in fresh]
+            self._count(keys=[attempts_key(fresh[0].order.atlas)], args=fields)
         with self._lock:
             self._counted.update(message.tag for message in fresh)
 
@@ -235,12 +254,11 @@ class Hand:
 
     def give_up(self, message: Message, why: GivenUp) -> None:
         """Moves a job to the dead list.  Raises RedisError."""
-        with self.client.pipeline() as pipe:
-            pipe.hset(dead_key(message.order.atlas), field(message.order.unit), why.model_dump_json())
-            pipe.hdel(UNACKED, message.tag)
-            pipe.zrem(UNACKED_INDEX, message.tag)
-            pipe.hdel(attempts_key(message.order.atlas), field(message.order.unit))
-            pipe.execute()
+        atlas = message.order.atlas
+        self._give_up(
+            keys=[UNACKED, UNACKED_INDEX, attempts_key(atlas), dead_key(atlas)],
+            args=[message.tag, field(message.order.unit), why.model_dump_json()],
+        )
         self._forget(message)
 
     def put_aside(self, message: Message, why: str) -> None:

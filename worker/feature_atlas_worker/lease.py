@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, cast
 from redis import RedisError
 
 from feature_atlas import monitor
-from feature_atlas.broker import clock_skew, wrong_clock
+from feature_atlas.broker import clock_skew, put, wrong_clock
+from feature_atlas.broker_errors import refusal
 from feature_atlas.errors import AtlasError, BrokerError, RequestError
 from feature_atlas.messages import ATLASES, FLAGS, QUEUE, WORKERS, Flag, rest_key
 from feature_atlas.queue import Template
@@ -68,7 +69,8 @@ class Lease:
                 self._troubled = False
             except RedisError as error:
                 if not self._troubled:
-                    log.warning("the broker does not answer (%s); work in hand goes on", error)
+                    why = refusal(error) or f"does not answer ({error})"
+                    log.warning("the broker %s; work in hand goes on", why)
                 self._troubled = True
             except Exception:
                 log.exception("a tick failed")
@@ -91,7 +93,7 @@ class Lease:
         beat = child.beat_now()
         times = {"at": beat.at - ahead, "started": beat.started - ahead}  # by the broker's clock, as all others
         beat = beat.model_copy(update=times)
-        child.client.hset(WORKERS, child.beat.worker, beat.model_dump_json())
+        put(child.client, WORKERS, child.beat.worker, beat.model_dump_json())
         child.pulse.note = "\n".join(sorted(child.served))
         self.workers = max(1, sum(beat.alive for beat in monitor.workers(child.client)))
         self._search_if_idle()

@@ -24,6 +24,7 @@ _LOOK = (
     + """
 local mark = redis.call('GET', KEYS[1])
 if not mark then
+  redis.call('DEL', KEYS[1])  -- after this also a broker whose memory is full lets us add
   mark = string.format('%.6f', now) .. ' ' .. ARGV[1]
   redis.call('SET', KEYS[1], mark)
 end
@@ -37,6 +38,7 @@ _REMIND = (
     LUA_NOW
     + """
 local told = 0
+redis.call('HDEL', KEYS[1], '')  -- as above
 for i = 1, #ARGV, 2 do
   if redis.call('HSETNX', KEYS[1], ARGV[i], ARGV[i + 1]) == 1 then
     redis.call('ZADD', KEYS[2], now, ARGV[i])

@@ -14,6 +14,7 @@ from redis import RedisError
 
 from feature_atlas import keys, manifest
 from feature_atlas.atlas import Atlas
+from feature_atlas.broker_errors import refusal
 from feature_atlas.errors import AtlasError, DeviceError, RequestError, StoreError
 from feature_atlas.manifest import Failure
 from feature_atlas.messages import Message, Order
@@ -161,7 +162,7 @@ class Retreat:
                     raise
                 self.child.trouble("broker")
                 wait = random.uniform(0, min(left, _LONGEST_WAIT, 0.5 * 2 ** min(attempt, 10)))
-                log.warning("the broker fails (%s); trying again in %.1f s", error, wait)
+                log.warning("the broker %s; trying again in %.1f s", refusal(error) or f"fails ({error})", wait)
                 self.sleep(wait)
         raise AssertionError("unreachable")
 

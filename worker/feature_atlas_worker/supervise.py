@@ -16,6 +16,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from feature_atlas.logs import say
+
 log = logging.getLogger(__name__)
 
 #: Seconds: a worker that ran for less waits before its next start, twice as long each time up to the longest.
@@ -82,7 +84,7 @@ class Supervisor:
     def _heard(self, number: int, frame: FrameType | None) -> None:
         self.asked += 1
         if self.asked == 1:
-            os.write(2, b"\nending: jobs in hand are finished or given back; Ctrl-C again insists\n")
+            say("ending: jobs in hand are finished or given back; Ctrl-C again insists")
         else:
             self._signal(signal.SIGKILL)
 
@@ -107,6 +109,13 @@ class Supervisor:
             return
         member.process = None
         member.exits.append(status)
+        if status == _WRONG:
+            log.error(
+                "worker %s ended with status %d, a wrong request or setting: it is not started again",
+                member.name,
+                status,
+            )
+            return
         member.failures = 0 if now - member.started > _LONG_ENOUGH else member.failures + 1
         wait = min(_LONGEST_WAIT, 2.0 ** (member.failures - 1)) if member.failures else 0.0
         member.due = now + wait

@@ -1,7 +1,7 @@
-"""kombu's Redis transport, four holes closed.
+"""kombu's Redis transport, five holes closed.
 
-They are acks that fail, clocks that differ, messages that nobody can read, and closed connections that wake the worker
-for ever.
+They are acks that fail, clocks that differ, messages that nobody can read, in the queue and in hand, a broker that
+answers and takes nothing, and closed connections that wake the worker for ever.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ import json
 import logging
 import os
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
 from kombu.transport.virtual import QoS as VirtualQoS
+from redis.exceptions import ConnectionError as Lost
+from redis.exceptions import OutOfMemoryError, ResponseError
 
-from feature_atlas.broker import LUA_NOW, clock_skew
+from feature_atlas.broker import LUA_NOW, is_writable, now
+from feature_atlas.broker_errors import refusal
 from feature_atlas.messages import MALFORMED, QUEUE, MalformedMessage, parse
 from feature_atlas.monitor import MOST_MALFORMED, put_aside
+from feature_atlas.reconcile import unwrap
 
 log = logging.getLogger(__name__)
 
@@ -35,15 +40,45 @@ end
 return #ARGV
 """
 
-# Notes down a message in hand.
+# Notes down a message in hand, also where the memory is full: the queue has just become shorter by it.  (A broker
+# refuses to add only as long as a script has not removed anything, be it nothing.)
 # KEYS unacked, unacked_index   ARGV tag, [message, exchange, routing key]
 _APPEND = (
     LUA_NOW
     + """
+redis.call('HDEL', KEYS[1], ARGV[1])
 redis.call('ZADD', KEYS[2], now, ARGV[1])
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 """
 )
+
+# Takes back what is kept of a message in hand, unless another was quicker, and puts the message into the queue.
+# KEYS unacked, unacked_index, queue   ARGV tag, what was found under it, the queue's end, the message or nothing
+_RESTORE = """
+if (redis.call('HGET', KEYS[1], ARGV[1]) or '') ~= ARGV[2] then return 0 end
+redis.call('HDEL', KEYS[1], ARGV[1])
+redis.call('ZREM', KEYS[2], ARGV[1])
+if ARGV[4] ~= '' then redis.call(ARGV[3], KEYS[3], ARGV[4]) end
+return 1
+"""
+
+
+class Refused(Lost):
+    """The broker answers but takes nothing.  Celery waits for it as for a lost one, and connects again."""
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """Makes Celery wait where the broker takes nothing, which would end the worker."""
+    try:
+        yield
+    except ResponseError as error:
+        why = refusal(error)
+        if not why and "UNBLOCKED" in str(error):
+            why = "has changed its role"
+        if not why:
+            raise
+        raise Refused(f"the broker {why}") from None
 
 
 class SafeQoS(redis.QoS):  # type: ignore[misc]
@@ -54,27 +89,40 @@ class SafeQoS(redis.QoS):  # type: ignore[misc]
     what others hold, and one that is behind would lose what it holds.
     """
 
-    #: Seconds by which this machine's clock is ahead of the broker's.
-    ahead = 0.0
-
-    @property
-    def visibility_timeout(self) -> float:
-        """Seconds without renewal after which kombu, which subtracts it from this machine's time, delivers again."""
-        return float(self.channel.visibility_timeout) + self.ahead
-
     def append(self, message: Any, delivery_tag: str) -> None:
         """Notes down a message that was taken."""
         info = message.delivery_info
         kept = json.dumps([message._raw, info["exchange"], info["routing_key"]])
-        with self.channel.conn_or_acquire() as client:
-            client.eval(_APPEND, 2, self.unacked_key, self.unacked_index_key, delivery_tag, kept)
+        try:
+            with self.channel.conn_or_acquire() as client:
+                client.eval(_APPEND, 2, self.unacked_key, self.unacked_index_key, delivery_tag, kept)
+        except ResponseError as error:  # it is done all the same, or sent again by whoever reconciles
+            log.warning("taking %s is not noted down (%s)", delivery_tag, error)
         VirtualQoS.append(self, message, delivery_tag)
 
-    def restore_visible(self, start: int = 0, num: int = 10, interval: int = 10) -> None:
-        """Delivers again what nobody renews."""
-        with self.channel.conn_or_acquire() as client:
-            self.ahead = clock_skew(client)
-        super().restore_visible(start, num, interval)
+    def restore_visible(self, start: int = 0, num: int | None = 10, interval: int = 10) -> None:
+        """Delivers again what nobody renews, ``num`` messages or all of them.
+
+        Without kombu's mutex, which takes memory of a broker that may have none: each message is restored once.
+        """
+        with _refusals(), self.channel.conn_or_acquire() as client:
+            over = now(client) - float(self.channel.visibility_timeout)
+            key, part = self.unacked_index_key, {"offset": start, "num": num or -1}
+            for tag in client.zrange(key, over, 0, desc=True, byscore=True, **part):
+                self.restore_by_tag(tag, client)
+
+    def restore_by_tag(self, tag: str | bytes, client: Any = None, leftmost: bool = False) -> None:
+        """Puts a message in hand back into the queue; what cannot be read, which would end every worker, aside."""
+        with self.channel.conn_or_acquire(client) as client:
+            kept = client.hget(self.unacked_key, tag) or b""
+            raw = ""
+            try:
+                raw = _marked(unwrap(kept)) if kept else ""
+            except MalformedMessage as error:
+                put_aside(client, kept, f"in hand: {error}")
+                self.channel.say_aside(1, f"in hand: {error}")
+            end = "LPUSH" if leftmost else "RPUSH"
+            client.eval(_RESTORE, 3, self.unacked_key, self.unacked_index_key, QUEUE, tag, kept, end, raw)
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledges, four times if need be."""
@@ -82,7 +130,7 @@ class SafeQoS(redis.QoS):  # type: ignore[misc]
             try:
                 self._remove_from_indices(delivery_tag).execute()
                 break
-            except self.channel.connection_errors as error:
+            except (*self.channel.connection_errors, ResponseError) as error:
                 log.warning("acknowledging %s failed (%s)", delivery_tag, error)
                 time.sleep(0.2 * 2**attempt)
         VirtualQoS.ack(self, delivery_tag)
@@ -91,7 +139,7 @@ class SafeQoS(redis.QoS):  # type: ignore[misc]
         """Puts back or drops; where that cannot be delivered, the message comes back by its lease."""
         try:
             super().reject(delivery_tag, requeue=requeue)
-        except self.channel.connection_errors as error:
+        except (*self.channel.connection_errors, ResponseError) as error:
             log.warning("rejecting %s failed (%s)", delivery_tag, error)
             VirtualQoS.ack(self, delivery_tag)
 
@@ -120,7 +168,8 @@ class Channel(redis.Channel):  # type: ignore[misc]
         """As kombu's, but what cannot be read is put aside instead of ending the worker."""
         try:
             try:
-                answer = self.client.parse_response(self.client.connection, "BRPOP", **options)
+                with _refusals():
+                    answer = self.client.parse_response(self.client.connection, "BRPOP", **options)
             except self.connection_errors:
                 # The next poll connects again.
                 self.client.connection.disconnect()
@@ -141,10 +190,15 @@ class Channel(redis.Channel):  # type: ignore[misc]
             self._in_poll = None
             self._flush_brpop_reauth()
 
+    def _queue_bind(self, *args: Any) -> None:
+        """As kombu's, but a full memory is no reason not to take what fills it: what is sent names the queue itself."""
+        with _refusals(), contextlib.suppress(OutOfMemoryError):
+            super()._queue_bind(*args)
+
     def _put_aside(self, raw: bytes, why: str) -> None:
         with self.conn_or_acquire() as client:
             put_aside(client, raw, why)
-            self._say_aside(1, why)
+            self.say_aside(1, why)
             while self._sweep(client) == _LOOK:
                 pass
 
@@ -161,13 +215,22 @@ class Channel(redis.Channel):  # type: ignore[misc]
         for raw, why in bad[: min(taken, max(0, MOST_MALFORMED - client.hlen(MALFORMED)))]:
             put_aside(client, raw, why)
         if taken:
-            self._say_aside(taken, bad[0][1])
+            self.say_aside(taken, bad[0][1])
         return taken
 
-    def _say_aside(self, count: int, why: str) -> None:
+    def say_aside(self, count: int, why: str) -> None:
+        """Counts messages that were put aside, and says it unless it was said often."""
         before, Channel.aside = Channel.aside, Channel.aside + count
         if before < _SAID or before // 1000 < Channel.aside // 1000:
             log.error("messages were put aside, %d by this worker so far, the last because: %s", Channel.aside, why)
+
+
+def _marked(raw: bytes) -> str:
+    """The message as kombu delivers it again.  Raises MalformedMessage."""
+    parse(raw)
+    message = json.loads(raw)
+    message["headers"]["redelivered"] = message["properties"]["delivery_info"]["redelivered"] = True
+    return json.dumps(message)
 
 
 def _leaving_first(channel: Channel, base: Any) -> Any:
@@ -186,6 +249,17 @@ class Transport(redis.Transport):  # type: ignore[misc]
     """Redis, with :class:`Channel`."""
 
     Channel = Channel
+
+    def establish_connection(self) -> Transport:
+        """As kombu's, but with a broker that takes nothing there is no connection."""
+        with _refusals():
+            try:
+                super().establish_connection()
+                is_writable(self._avail_channels[-1].client)
+            except ResponseError:
+                self.close_connection(self)
+                raise
+        return self
 
 
 def install() -> None:

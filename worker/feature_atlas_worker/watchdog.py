@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from redis import RedisError
 
+from feature_atlas.broker import is_writable
 from feature_atlas.messages import QUEUE
 from feature_atlas_worker import transport
 from feature_atlas_worker.alive import AliveFile
@@ -85,7 +86,8 @@ class Watchdog:
             return False
         try:
             waiting = self.client.llen(QUEUE)
-        except RedisError:  # an outage, not ours to end
+            is_writable(self.client)
+        except RedisError:  # an outage, or a broker that takes nothing: not ours to end
             waiting = 0
         if not waiting:
             self._since = time.monotonic()
