@@ -6,8 +6,6 @@ import ssl
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-import redis
-
 #: What a broker says that answers and refuses to be written to -> what that means and what to do.
 _REFUSALS = (
     ("read only replica", "is a replica that may only be read: name its primary in the URL"),
@@ -22,7 +20,9 @@ _REFUSALS = (
 
 def refusal(error: Exception) -> str:
     """Of a broker that answers but takes nothing, the predicate of a sentence that says why; else nothing."""
-    if not isinstance(error, redis.ResponseError):
+    from redis import ResponseError
+
+    if not isinstance(error, ResponseError):
         return ""
     return next((why for said, why in _REFUSALS if said in str(error)), "")
 

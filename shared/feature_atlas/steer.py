@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, cast
 
-from feature_atlas.broker import put
 from feature_atlas.errors import RequestError, did_you_mean
 from feature_atlas.messages import ATLASES, FLAGS, QUEUE, Flag, attempts_key
 
@@ -79,6 +78,8 @@ def set_flag(client: redis.Redis, atlas: str, value: Flag, *, known: bool = Fals
     """Tells every worker.  Raises RequestError where nobody knows such an atlas."""
     if not known and not client.hexists(ATLASES, atlas):
         raise RequestError(f"nothing of {atlas} is known to this broker{_known(client, atlas)}")
+    from feature_atlas.broker import put
+
     put(client, FLAGS, atlas, value)  # to cancel makes room
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kombu import Connection
 
-from feature_atlas.messages import MALFORMED, QUEUE, UNACKED, UNACKED_INDEX, parse
+from feature_atlas.messages import MALFORMED, QUEUE, UNACKED, UNACKED_INDEX, UNACKED_KEYS, parse
 from feature_atlas.queue import Template, make_app
 from feature_atlas_worker.transport import Transport
 from tests.servers import RedisServer, wait_until
@@ -20,7 +20,7 @@ from tests.servers import RedisServer, wait_until
 @pytest.fixture
 def listening(valkey: RedisServer) -> Iterator[Any]:
     """The poller of a transport that waits for messages, and the connection it waits on."""
-    with Connection(valkey.url, transport=Transport) as connection:
+    with Connection(valkey.url, transport=Transport, transport_options=UNACKED_KEYS) as connection:
         channel = connection.default_channel
         channel.basic_consume(QUEUE, no_ack=False, callback=lambda message: None, consumer_tag="test")
         cycle = connection.transport.cycle
@@ -67,7 +67,10 @@ def test_what_cannot_be_read_in_hand_is_put_aside_and_the_rest_delivered(
     valkey: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     good = list(TEMPLATE.messages("s3://bucket/toy", "channel", "conv", range(3)))
-    with valkey.client() as client, Connection(valkey.url, transport=Transport) as connection:
+    with (
+        valkey.client() as client,
+        Connection(valkey.url, transport=Transport, transport_options=UNACKED_KEYS) as connection,
+    ):
         for i, rubbish in enumerate(GARBAGE):
             client.hset(UNACKED, f"bad{i}", rubbish)
             client.zadd(UNACKED_INDEX, {f"bad{i}": 1})
@@ -89,7 +92,10 @@ def test_what_cannot_be_read_in_hand_is_put_aside_and_the_rest_delivered(
 def test_of_two_that_find_a_message_one_delivers_it(valkey: RedisServer) -> None:
     (text,) = TEMPLATE.messages("s3://bucket/toy", "channel", "conv", [0])
     tag = parse(text).tag
-    with valkey.client() as client, Connection(valkey.url, transport=Transport) as connection:
+    with (
+        valkey.client() as client,
+        Connection(valkey.url, transport=Transport, transport_options=UNACKED_KEYS) as connection,
+    ):
         qos = connection.default_channel.qos
         client.hset(UNACKED, tag, f'[{text},"","render"]')
         client.zadd(UNACKED_INDEX, {tag: 1})

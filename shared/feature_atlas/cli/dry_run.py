@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 from feature_atlas.atlas import Atlas
@@ -50,6 +51,8 @@ def _one(args: argparse.Namespace, request: Request, settings: Settings) -> dict
 
     store = open_store(request.url)
     growth.check(store, request.ref, request.file)
+    if request.left_out:
+        print(request.left_out, file=sys.stderr)
     plan = Plan(request.ref, {request.file.digest(): request.file})
     there = Atlas.open(store).done() if growth.read_file(store) is not None else set()
     units = [unit for unit in plan.units() if unit not in there]

@@ -33,6 +33,8 @@ class Request:
     file: PlanFile
     #: A local weights file, as safetensors, that the atlas takes in.
     weights: bytes | None = None
+    #: What to say of layers that nobody asked for, and many would.
+    left_out: str = ""
 
 
 def add_model(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -118,21 +120,20 @@ def requests(args: argparse.Namespace, settings: Settings) -> list[Request]:
             network, ref, layers=args.layers, channels=args.channels, kinds=args.kinds.split(","),
             variants=args.variant or ("channel",), changes=changes,
         )  # fmt: skip
-        if (args.layers, args.kinds) == ("*", "conv"):
-            _tell_left_out(model, network)
-        found.append(Request(args.url if len(names) == 1 else join(args.url, name), ref, file, weights))
+        left_out = _left_out(model, network) if (args.layers, args.kinds) == ("*", "conv") else ""
+        found.append(Request(args.url if len(names) == 1 else join(args.url, name), ref, file, weights, left_out))
     return found
 
 
-def _tell_left_out(model: str, network: Network) -> None:
+def _left_out(model: str, network: Network) -> str:
     """A transformer has a convolution or two, and who asks for everything would get these only."""
     taken = sum(layer.kind == "conv" for layer in network.layers)
-    if taken < _FEW * len(network.layers):
-        print(
-            f"{model}: {taken} of {len(network.layers)} layers are convolutions, and only these are taken; --kinds all"
-            " takes every layer, --layers some",
-            file=sys.stderr,
-        )
+    if taken >= _FEW * len(network.layers):
+        return ""
+    return (
+        f"{model}: {taken} of {len(network.layers)} layers are convolutions, and only these are taken; --kinds all"
+        " takes every layer, --layers some"
+    )
 
 
 def check_nothing_chosen(args: argparse.Namespace) -> None:
@@ -214,6 +215,8 @@ def grow(request: Request) -> Atlas:
 
     store = open_store(request.url)
     growth.check(store, request.ref, request.file)
+    if request.left_out:
+        print(request.left_out, file=sys.stderr)
     if request.weights is not None:
         key = keys.weights(request.ref.weights.removeprefix("sha256:"))
         if not any(info.size == len(request.weights) for info in store.list(key)):
