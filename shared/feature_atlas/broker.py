@@ -119,7 +119,7 @@ def _write(client: redis.Redis, url: str, *, add: bool = False) -> None:
     try:
         if add:
             client.set(_PROBE, "1", ex=60)
-        client.delete(_PROBE)
+        is_writable(client)
     except redis.exceptions.NoPermissionError:  # who only looks
         return
     except trouble() as error:

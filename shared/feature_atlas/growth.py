@@ -67,7 +67,7 @@ def check_free(store: Store) -> None:
     """
     # One narrow listing per name: a folder or bucket may hold any number of other things.
     held = next((key for key in keys.TOP if any(info.key == key for info in store.list(key))), None)
-    if held is not None and read_file(store) is None:
+    if held is not None and read_file(store) is None:  # again: another process may have begun one meanwhile
         raise RequestError(
             f"{store.url} already holds {held}, which is not an atlas's (there is no {keys.ATLAS}):"
             " choose an empty folder or prefix"

@@ -29,11 +29,11 @@ LONGEST = 8192
 _UNWANTED = ("compression", "eta", "expires", "group", "chord", "stamps", "stamped_headers")
 
 _PREFIX = "feature-atlas:"
-#: What kombu keeps in Redis: messages taken and not acknowledged, when they were last seen alive, and who looks.  Under
-#: kombu's own names, whoever looked would send again what another application's workers hold.
-UNACKED, UNACKED_INDEX, UNACKED_MUTEX = (f"{_PREFIX}unacked{rest}" for rest in ("", "_index", "_mutex"))
-#: The same as an option of kombu's transport.
-UNACKED_KEYS = {"unacked_key": UNACKED, "unacked_index_key": UNACKED_INDEX, "unacked_mutex_key": UNACKED_MUTEX}
+#: What kombu keeps in Redis: messages taken and not acknowledged, and when they were last seen alive.  Under kombu's
+#: own names, whoever looked would send again what another application's workers hold.
+UNACKED, UNACKED_INDEX = f"{_PREFIX}unacked", f"{_PREFIX}unacked_index"
+#: The same as options of kombu's transport.
+UNACKED_KEYS = {"unacked_key": UNACKED, "unacked_index_key": UNACKED_INDEX}
 #: Hash: atlas URL -> what the producer knows of it (JSON).
 ATLASES = f"{_PREFIX}atlases"
 Flag = Literal["paused", "cancelled"]

@@ -14,7 +14,7 @@ from feature_atlas.cli.progress import Progress, duration
 from feature_atlas.cli.publisher import publishers
 from feature_atlas.embedded import EmbeddedBroker
 from feature_atlas.errors import DeviceError, EnvironmentFault
-from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, UNACKED_MUTEX, dead_key
+from feature_atlas.messages import QUEUE, UNACKED, UNACKED_INDEX, dead_key
 from feature_atlas.reconcile import reconcile, where
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Up:
         with EmbeddedBroker("\n".join(sorted(atlas.url for atlas in self.atlases))) as broker:
             self.client, self.template = connect(broker.url), Template(make_app(broker.url))
             # Nobody else uses this broker: what was in hand is in nobody's hands now.
-            self.client.delete(QUEUE, UNACKED, UNACKED_INDEX, UNACKED_MUTEX)
+            self.client.delete(QUEUE, UNACKED, UNACKED_INDEX)
             self._send()
             with (
                 publishers([atlas.url for atlas in self.atlases], wanted=self.publish),
