@@ -35,7 +35,7 @@ LONGEST = (
 # Fixtures that need something a laptop may lack, and the mark that selects or leaves out their tests.
 MARKS = {"redis7": "redis", "ceph": "ceph", "weights": "weights"}
 # Why a test may be skipped in CI, where everything else can be installed.
-ALLOWED_SKIPS = ("no CUDA", "chaos:", "no right to mount")
+ALLOWED_SKIPS = ("no CUDA", "no bf16 instructions", "chaos:", "no right to mount")
 # Why the tests of a real network may be skipped in CI, too, where nobody provides it; see `allowed_skips`.
 NO_WEIGHTS = "no ImageNet weights"
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_atlas_worker import convolutions
-from feature_atlas_worker.convolutions import LAYOUTS, PlainConv2d, StemConv2d, StridedConv2d, quicken
+from feature_atlas_worker import onednn
+from feature_atlas_worker.convolutions import PlainConv2d, StemConv2d, StridedConv2d, quicken
+from feature_atlas_worker.onednn import LAYOUTS
 from feature_atlas_worker.params import stream
 
 
@@ -61,7 +62,7 @@ def test_the_quick_way_back_through_a_stride_is_the_same(
     kernel: Any, stride: Any, padding: int, dilation: int, size: tuple[int, int], packs: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(convolutions, "PACKS", packs)
+    monkeypatch.setattr(onednn, "PACKS", packs)
     layer = conv(24, 40, kernel, stride=stride, padding=padding, dilation=dilation)
     x = torch.randn(2, 24, *size, generator=stream(0, "input"))
     out, slow = gradient(layer, x)
@@ -97,9 +98,9 @@ def test_weights_laid_out_beforehand_give_the_same_bits(monkeypatch: pytest.Monk
     quicken(layer)
     sizes = [*range(4, 4 + LAYOUTS + 2), 4]
     xs = [torch.randn(3, 96, n, n, generator=stream(n, "input")).to(memory_format=torch.channels_last) for n in sizes]
-    assert convolutions.PACKS
+    assert onednn.PACKS
     packed = [gradient(layer, x) for x in xs]
-    monkeypatch.setattr(convolutions, "PACKS", False)
+    monkeypatch.setattr(onednn, "PACKS", False)
     for x, (out, way_back) in zip(xs, packed, strict=True):
         plain = gradient(layer, x)
         assert torch.equal(out, plain[0]) and torch.equal(way_back, plain[1])
@@ -158,7 +159,7 @@ def test_hooks_and_a_picture_without_gradient_pass_through() -> None:
 def test_a_sum_and_a_relu_join_a_convolution(
     packs: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(convolutions, "PACKS", packs and convolutions.PACKS)
+    monkeypatch.setattr(onednn, "PACKS", packs and onednn.PACKS)
     layer = conv(5, 8, 3, padding=1)
     quicken(layer)
     assert isinstance(layer, PlainConv2d)

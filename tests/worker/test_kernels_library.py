@@ -175,7 +175,8 @@ def test_every_function_is_declared_with_as_many_arguments_as_it_takes() -> None
     library = kernels._library()
     assert library is not None
     for name, takes in kernels._SIGNATURES.items():
-        (header,) = [part.split(")")[0] for part in text.split(f"EXPORT int {name}(")[1:]]
+        headers = [part.split(")")[0] for part in text.split(f"EXPORT int {name}(")[1:]]
+        (header,) = [header for header in headers if header != "void"]  # where the processor cannot do it
         header = header.replace("GEOMETRY", ", ".join(["int64_t _"] * 11 + ["int _"]))
         wanted = [argument.strip() for argument in header.split(",")]
         kinds = {ctypes.c_void_p: "*", ctypes.c_int64: "int64_t ", ctypes.c_int: "int ", ctypes.c_float: "float "}

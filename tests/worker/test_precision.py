@@ -46,8 +46,10 @@ def test_the_ascent_runs_in_bf16_and_the_numbers_are_fp32() -> None:
     assert 0 < (climbed - expected).abs().max() < 0.02 * expected.abs().max()
 
 
+#: Fewer products round a little more: their weights and maps are transformed before they are rounded.
+@pytest.mark.parametrize(("rewrites", "median"), [(Rewrites(winograd=False), 0.98), (Rewrites(), 0.97)])
 @pytest.mark.parametrize("layer", ["features.3", "features.7", "features.12"])
-def test_a_step_goes_the_same_way(weights: Path, layer: str) -> None:
+def test_a_step_goes_the_same_way(weights: Path, layer: str, rewrites: Rewrites, median: float) -> None:
     """Later the ascent amplifies any rounding: the feature is the same then, its place is not."""
     model = squeezenet(weights)
     picture = measure._noise_pictures(default(64, 4), 0, 8, CPU)
@@ -58,8 +60,8 @@ def test_a_step_goes_the_same_way(weights: Path, layer: str) -> None:
             seen = opened(shown, climbing=True)
         return torch.autograd.grad((seen**2).sum(), shown)[0]
 
-    alike = torch.cosine_similarity(uphill(Rewrites()).flatten(1), uphill(EXACT).flatten(1))
-    assert alike.min() > 0.95 and alike.median() > 0.98, alike
+    alike = torch.cosine_similarity(uphill(rewrites).flatten(1), uphill(EXACT).flatten(1))
+    assert alike.min() > 0.95 and alike.median() > median, alike
 
 
 def test_the_finished_pictures_are_as_good() -> None:

@@ -1,127 +1,68 @@
 """Frozen convolutions on a CPU: the same sums, a faster way back, and the same bits in a batch of any size.
 
-PyTorch chooses between NNPACK, a plain matrix product and oneDNN by the shape of the batch, and each sums in another
-order; the ascent amplifies the difference until the pictures are others.  oneDNN alone gives an image the same bits
-whatever lies beside it, and its convolution is faster than its way back:
+oneDNN's convolution (:mod:`feature_atlas_worker.onednn`) is faster than its way back:
 
 - without stride, the way back is a convolution with turned weights;
 - with one, it is oneDNN's transposed convolution, with weights laid out beforehand;
 - of three channels, a stride of s is a convolution without stride over s * s interleaved pictures.  oneDNN goes back
   through one with a stride at a fifth of its usual speed: in SqueezeNet at 128 px that is 40 % of a step.
+
+In bf16, kernels of our own take the place of most of oneDNN's (:mod:`feature_atlas_worker.kernels.bf16`).
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv2d_input
 
-from feature_atlas_worker import kernels
+from feature_atlas_worker import kernels, onednn
+from feature_atlas_worker.kernels import bf16
 
 #: Above these many input channels oneDNN's own way back through a stride is as fast.
 STEM_CHANNELS = 4
-#: Precisions and sizes of the map for which a layer keeps its weights laid out.
-LAYOUTS = 4
-#: The batch for which they are laid out; any other does as well.
-PACKED_BATCH = 8
-#: Whether this PyTorch can lay weights out beforehand (torch.compile uses the same operators).
-PACKS = all(
-    hasattr(torch.ops.mkldnn, f"_reorder_convolution_{way}weight")
-    and hasattr(torch.ops.mkldnn, f"_convolution_{way}pointwise")
-    for way in ("", "transpose_")
-)
-_convolve: Any = torch.ops.mkldnn._convolution_pointwise if PACKS else None
-_convolve_back: Any = torch.ops.mkldnn._convolution_transpose_pointwise if PACKS else None
-#: What such a convolution computes in.
-_PRECISIONS = (torch.float32, torch.bfloat16)
 
 
-class _Weights:
-    """Weights in the layout that oneDNN wants.
-
-    Without that it lays them out anew in every call, which in a deep layer takes longer than the sums: 3.1 instead of
-    0.34 ms for 2,048 to 512 channels on a 4 x 4 map.  The layout depends on the map's size; a wrong one costs more
-    than none.
-    """
-
-    def __init__(
-        self, weight: Tensor, padding: Sequence[int], stride: Sequence[int] = (1, 1), dilation: Sequence[int] = (1, 1)
-    ) -> None:
-        self._weight = weight
-        self._geometry = list(padding), list(stride), list(dilation)
-        #: By precision and size of the map.
-        self._laid_out: OrderedDict[Hashable, Tensor] = OrderedDict()
-
-    def _lay_out(self, key: Hashable, precision: torch.dtype, lay_out: Callable[[Tensor], Tensor]) -> Tensor:
-        with torch.no_grad():
-            found = self._laid_out[key] = lay_out(self._weight.to(precision))
-        if len(self._laid_out) > LAYOUTS:
-            self._laid_out.popitem(last=False)
-        return found
-
-
-class Convolution(_Weights):
-    """A convolution by oneDNN; the same bits as with weights that are not laid out."""
+class Convolution(onednn.Convolution):
+    """oneDNN's; in bf16 a kernel of our own where there is one that is faster."""
 
     def __init__(
         self, weight: Tensor, padding: Sequence[int], stride: Sequence[int] = (1, 1),
-        dilation: Sequence[int] = (1, 1), bias: Tensor | None = None,
+        dilation: Sequence[int] = (1, 1), bias: Tensor | None = None, *, kernels: bool = False, winograd: bool = False,
     ) -> None:  # fmt: skip
-        super().__init__(weight, padding, stride, dilation)
-        self._biases = {p: bias.to(p) if bias is not None else None for p in _PRECISIONS}
+        """``kernels``: our own may be used; ``winograd``: the one of fewer products, too."""
+        super().__init__(weight, padding, stride, dilation, bias)
+        self._bias = bias
+        self._kind = bf16.kind(weight, padding, stride, dilation, winograd) if kernels else None
+        self._own: bf16.Product | None = None
 
     def __call__(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
-        """[B, in, h, w] -> [B, out, h', w'] in the precision of ``x``: fp32 or bf16.
-
-        ``added`` [B, out, h', w'] is added to it, all before it is rounded; ``rectified``: then a ReLU.
-        """
-        padding, stride, dilation = self._geometry
-        precision, (_, _, height, width) = x.dtype, x.shape
-        bias = self._biases[precision]
-        if not PACKS:
-            out = torch.mkldnn_convolution(x, self._weight.to(precision), bias, padding, stride, dilation, 1)
-            out = out if added is None else out.add_(added)
-            return out.relu_() if rectified else out
-        key = precision, height, width
-        laid_out = self._laid_out.get(key)
-        if laid_out is None:
-            pack, like = torch.ops.mkldnn._reorder_convolution_weight, [PACKED_BATCH, *x.shape[1:]]
-            laid_out = self._lay_out(key, precision, lambda weight: pack(weight, *self._geometry, 1, like))
-        last = "relu" if rectified else None
-        if added is None:
-            return _convolve.default(x, laid_out, bias, padding, stride, dilation, 1, last or "none", [], "")
-        return _convolve.binary(x, added, laid_out, bias, padding, stride, dilation, 1, "add", 1.0, last, [], "")
+        """As oneDNN's."""
+        padding, stride, _ = self._geometry
+        if self._kind is None or x.dtype != torch.bfloat16 or not self._kind.pays(x.shape[2], x.shape[3], padding):
+            return super().__call__(x, added, rectified)
+        if self._own is None:
+            self._own = self._kind(self._weight, padding, stride, self._bias)
+        return self._own(x, added, rectified)
 
 
-class Transposed(_Weights):
-    """The way back through a convolution [out, in, kh, kw] by oneDNN, whatever its stride."""
+class _Scattered(onednn.Transposed):
+    """Back through a convolution of single pixels with a stride: what it skipped gets nothing."""
+
+    def __init__(self, weight: Tensor, padding: Sequence[int], stride: Sequence[int]) -> None:
+        super().__init__(weight, padding, stride)
+        self._turned = _turn(weight, padding, kernels=True)
 
     def __call__(self, gradient: Tensor, size: torch.Size) -> Tensor:
-        """[B, out, h', w'] -> [B, in, *size], in the gradient's precision: fp32 or bf16."""
-        padding, stride, dilation = self._geometry
-        if not PACKS:
-            shape, weight = [len(gradient), self._weight.shape[1], *size], self._weight.to(gradient.dtype)
-            return conv2d_input(shape, weight, gradient, stride, padding, dilation)
-        # Rows and columns at the end that the stride left out.
-        spare = [
-            length - ((steps - 1) * s - 2 * p + d * (k - 1) + 1)
-            for length, steps, k, p, s, d in zip(
-                size, gradient.shape[2:], self._weight.shape[2:], padding, stride, dilation, strict=True
-            )
-        ]
-        key = gradient.dtype, gradient.shape[2:], size
-        laid_out = self._laid_out.get(key)
-        if laid_out is None:
-            pack, like = torch.ops.mkldnn._reorder_convolution_transpose_weight, [PACKED_BATCH, *gradient.shape[1:]]
-            laid_out = self._lay_out(
-                key, gradient.dtype, lambda weight: pack(weight, padding, spare, stride, dilation, 1, like)
-            )
-        return _convolve_back.default(gradient, laid_out, None, padding, spare, stride, dilation, 1, "none", [], "")
+        if gradient.dtype != torch.bfloat16:
+            return super().__call__(gradient, size)
+        found, (_, (down, across), _) = self._turned(gradient), self._geometry
+        out = kernels.empty((*found.shape[:2], *size), found).zero_()
+        out[:, :, ::down, ::across] = found
+        return out
 
 
 class _Frozen(torch.autograd.Function):
@@ -141,8 +82,8 @@ class _Frozen(torch.autograd.Function):
 class FrozenConv2d(nn.Conv2d):
     """A frozen convolution; made out of an ``nn.Conv2d`` by :func:`quicken`."""
 
-    #: Whether to use kernels of our own.
-    kernels = False
+    #: Whether to use kernels of our own; and of those the one of fewer products.
+    kernels = winograd = False
     _ahead: Convolution
     _back: Any
 
@@ -150,19 +91,20 @@ class FrozenConv2d(nn.Conv2d):
         """Lays the weights out, and turned for the way back; to be called whenever they change."""
         bias = self.bias.detach() if self.bias is not None else None
         padding = cast(tuple[int, int], self.padding)
-        self._ahead = Convolution(self.weight.detach(), padding, self.stride, self.dilation, bias)
-        self._back = self._turned()
+        weight, own = self.weight.detach(), {"kernels": self.kernels, "winograd": self.winograd}
+        self._ahead = Convolution(weight, padding, self.stride, self.dilation, bias, **own)
+        self._back = self._turned(weight, padding, **own)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, h, w] -> [B, out, h', w'], as ``nn.Conv2d``; under autocast in bf16."""
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
-        if x.ndim != 4 or x.dtype not in _PRECISIONS:
+        if x.ndim != 4 or x.dtype not in onednn.PRECISIONS:
             return super().forward(x)
         return cast(Tensor, _Frozen.apply(x, self)) if x.requires_grad else self.ahead(x)
 
     def ahead(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
-        """The convolution itself, by oneDNN; see :meth:`Convolution.__call__`."""
+        """The convolution itself; see :meth:`onednn.Convolution.__call__`."""
         return self._ahead(x, added, rectified)
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
@@ -172,22 +114,24 @@ class FrozenConv2d(nn.Conv2d):
         """
         raise NotImplementedError
 
-    def _turned(self) -> _Weights:
+    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> Any:
         raise NotImplementedError
 
 
-def _turn(kernel: Tensor, padding: Sequence[int], dilation: Sequence[int] = (1, 1)) -> Convolution:
+def _turn(
+    kernel: Tensor, padding: Sequence[int], dilation: Sequence[int] = (1, 1), *, kernels: bool, winograd: bool = False
+) -> Convolution:
     """The convolution that leads back through one without stride.  ``kernel`` [out, in, kh, kw]."""
     turned = kernel.flip(2, 3).transpose(0, 1).contiguous(memory_format=torch.channels_last)
     reach = [d * (k - 1) - p for d, k, p in zip(dilation, kernel.shape[2:], padding, strict=True)]
-    return Convolution(turned, reach, dilation=dilation)
+    return Convolution(turned, reach, dilation=dilation, kernels=kernels, winograd=winograd)
 
 
 class PlainConv2d(FrozenConv2d):
     """Without stride."""
 
-    def _turned(self) -> Convolution:
-        return _turn(self.weight.detach(), cast(tuple[int, int], self.padding), self.dilation)
+    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> Convolution:
+        return _turn(weight, padding, self.dilation, kernels=kernels, winograd=winograd)
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """A convolution with turned weights."""
@@ -197,8 +141,10 @@ class PlainConv2d(FrozenConv2d):
 class StridedConv2d(FrozenConv2d):
     """With stride, of many channels."""
 
-    def _turned(self) -> Transposed:
-        return Transposed(self.weight.detach(), cast(tuple[int, int], self.padding), self.stride, self.dilation)
+    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> onednn.Transposed:
+        if kernels and self.kernel_size == (1, 1) and padding == (0, 0) and bf16.able():
+            return _Scattered(weight, padding, self.stride)
+        return onednn.Transposed(weight, padding, self.stride, self.dilation)
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """The transposed convolution."""
@@ -233,19 +179,19 @@ class StemConv2d(FrozenConv2d):
         laid_out = weight.contiguous(memory_format=torch.channels_last)
         return Convolution(laid_out, padding, (self.stride[0], 1), bias=bias)
 
-    def _turned(self) -> Convolution:
+    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> Convolution:
         step = self.stride[0]
         rows, columns = (-(-length // step) for length in self.kernel_size)
         below, right = rows * step - self.kernel_size[0], columns * step - self.kernel_size[1]
         if self._columns is not None:
-            kernel = F.pad(self.weight.detach().contiguous(), (0, right))
+            kernel = F.pad(weight.contiguous(), (0, right))
             kernel = kernel.view(self.out_channels, 3, self.kernel_size[0], columns, step)
             # [out, rows * step * 3, 1, columns]
-            return _turn(kernel.permute(0, 2, 4, 1, 3).flatten(1, 3)[:, :, None], (0, 0))
-        kernel = F.pad(self.weight.detach().contiguous(), (0, right, 0, below))
+            return _turn(kernel.permute(0, 2, 4, 1, 3).flatten(1, 3)[:, :, None], (0, 0), kernels=kernels)
+        kernel = F.pad(weight.contiguous(), (0, right, 0, below))
         kernel = kernel.view(self.out_channels, self.in_channels, rows, step, columns, step)
         kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # [out, in * s * s, rows, columns]
-        return _turn(kernel, (0, 0))
+        return _turn(kernel, (0, 0), kernels=kernels, winograd=winograd)
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """A convolution with turned weights that gives s * s interleaved pictures; or what every row of it gives."""
@@ -260,10 +206,10 @@ class StemConv2d(FrozenConv2d):
         return found if added is None else found + added
 
 
-def quicken(module: nn.Module, kernels: bool = False) -> None:
+def quicken(module: nn.Module, kernels: bool = False, winograd: bool = False) -> None:
     """Turns what suits in a frozen network into :class:`FrozenConv2d`, in place: hooks and names stay.
 
-    ``kernels``: with kernels of our own where there are some.
+    ``kernels``: with kernels of our own where there are some; ``winograd``: the one of fewer products, too.
     """
     if not torch.backends.mkldnn.is_available():
         return
@@ -272,7 +218,7 @@ def quicken(module: nn.Module, kernels: bool = False) -> None:
         if kind is not None:
             layer.__class__ = kind
             frozen = cast(FrozenConv2d, layer)
-            frozen.kernels = kernels
+            frozen.kernels, frozen.winograd = kernels, winograd
             frozen.prepare()
 
 

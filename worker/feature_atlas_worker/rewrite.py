@@ -61,8 +61,10 @@ class Rewrites:
     quicken: bool = True
     #: On a CPU, the layer as a program: without autograd between operations, and without what a step does not look at.
     program: bool = True
-    #: On a CPU, kernels of our own for what a step does beside convolutions.
+    #: On a CPU, kernels of our own for what a step does beside convolutions, and in bf16 for those of single pixels.
     kernels: bool = True
+    #: On a CPU with ``kernels``, 3 x 3 convolutions in bf16 with 16 products for four answers instead of 36 (Winograd).
+    winograd: bool = True
     #: On a GPU, a step is recorded once per layer and size of the batch, and replayed.
     graph: bool = True
     #: Whether a CPU may run several images side by side: ``proved`` where a trial has shown that they come out with
@@ -98,7 +100,7 @@ def private_copy(
         if rewrites.fold and probe is not None:
             fold(twin, probe.to(device))
         if rewrites.quicken and device.type == "cpu":
-            quicken(twin, rewrites.kernels)
+            quicken(twin, rewrites.kernels, rewrites.winograd)
         kept[key] = state, twin
     return kept[key][1]
 

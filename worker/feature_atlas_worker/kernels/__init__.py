@@ -1,6 +1,7 @@
 """A CPU's own kernels: what a step does outside the network's convolutions, each in one pass over memory.
 
 The same sums as PyTorch's operations, in fp32 and image by image, so that a picture has the same bits in any batch.
+For convolutions themselves, in bf16, see :mod:`feature_atlas_worker.kernels.bf16`.
 They are compiled when the package is installed (``build.py``); where there was no compiler, PyTorch does the work.
 """
 
@@ -36,6 +37,8 @@ _SIGNATURES = {
     "fa_update": [*[_POINTER] * 7, *_RANGE, *[_INT] * 2, *[_FLOAT] * 5],
     "fa_pool": [*[_POINTER] * 3, *_RANGE, ctypes.c_int, *[_INT] * 11, ctypes.c_int],
     "fa_pool_back": [*[_POINTER] * 3, *_RANGE, ctypes.c_int, *[_INT] * 11, ctypes.c_int],
+    "fa_pointwise": [*[_POINTER] * 5, *_RANGE, *[_INT] * 7, *[ctypes.c_int] * 2],
+    "fa_winograd": [*[_POINTER] * 5, *_RANGE, *[_INT] * 7, *[ctypes.c_int] * 2],
 }
 #: PyTorch's name of what a processor can do -> the latest generation whose code it runs.
 _CAPABILITIES = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
@@ -78,6 +81,12 @@ def available() -> bool:
     return _library() is not None
 
 
+def multiplies_half() -> bool:
+    """Whether there are those for products of bf16 numbers (:mod:`feature_atlas_worker.kernels.bf16`)."""
+    found = _library()
+    return found is not None and bool(found.fa_multiplies_half())
+
+
 def suits(*tensors: Tensor) -> bool:
     """Whether kernels can work on these: fp32 on a CPU."""
     return available() and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
@@ -92,8 +101,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads are the parent's
 
 
-def _run(name: str, images: int, tensors: Sequence[Tensor], *rest: float) -> None:
-    """A kernel over all images, by as many threads as PyTorch would take.
+def run(name: str, images: int, tensors: Sequence[Tensor], *rest: float, least: int = 1) -> None:
+    """A kernel over all images, or other parts, by as many threads as PyTorch would take, ``least`` for each.
 
     Raises:
         MemoryError: there is none for its rows.
@@ -106,7 +115,7 @@ def _run(name: str, images: int, tensors: Sequence[Tensor], *rest: float) -> Non
         # Holds the tensors: a thread goes on when the one that waits for it is interrupted.
         return function(*[tensor.data_ptr() for tensor in tensors], first, last, *rest)
 
-    threads = min(torch.get_num_threads(), images)
+    threads = min(torch.get_num_threads(), images // least)
     if threads <= 1:
         failed = part(0, images)
     else:
@@ -125,12 +134,12 @@ def _begun(threads: int, part: Callable[[int, int], int], first: int, last: int)
         return functools.partial(part, first, last)
 
 
-def _beside(map: Tensor) -> Tensor:
+def beside(map: Tensor) -> Tensor:
     """The same, its channels side by side in memory."""
     return map.contiguous(memory_format=torch.channels_last)
 
 
-def _empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+def empty(shape: Sequence[int], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """[B, C, h, w], its channels side by side in memory."""
     return torch.empty(tuple(shape), dtype=dtype or like.dtype, device="cpu", memory_format=torch.channels_last)
 
@@ -141,17 +150,17 @@ class _View(torch.autograd.Function):
         ctx: Any, picture: Tensor, theta: Tensor, sigma: Tensor, out: tuple[int, int], fill: float, reach: int
     ) -> Tensor:
         picture, ctx.theta, ctx.sigma = picture.contiguous(), theta.contiguous(), sigma.contiguous()
-        view = _empty((len(picture), 3, *out), picture)
+        view = empty((len(picture), 3, *out), picture)
         ctx.rest = (*picture.shape[2:], *out, reach, fill)
-        _run("fa_view", len(picture), (picture, ctx.theta, ctx.sigma, view), *ctx.rest)
+        run("fa_view", len(picture), (picture, ctx.theta, ctx.sigma, view), *ctx.rest)
         return view
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = _beside(grads[0])
+        gradient = beside(grads[0])
         picture = gradient.new_empty(len(gradient), 3, *ctx.rest[:2])
-        _run("fa_view_back", len(gradient), (gradient, ctx.theta, ctx.sigma, picture), *ctx.rest)
+        run("fa_view_back", len(gradient), (gradient, ctx.theta, ctx.sigma, picture), *ctx.rest)
         return picture, None, None, None, None, None
 
 
@@ -179,8 +188,8 @@ class _Normalised(torch.autograd.Function):
 def _normalised(picture: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     beside = picture.is_contiguous(memory_format=torch.channels_last)
     picture = picture if beside else picture.contiguous()
-    out = _empty(picture.shape, picture)
-    _run("fa_normalise", len(picture), (picture, out, mean, std), picture.shape[2] * picture.shape[3], beside)
+    out = empty(picture.shape, picture)
+    run("fa_normalise", len(picture), (picture, out, mean, std), picture.shape[2] * picture.shape[3], beside)
     return out
 
 
@@ -195,10 +204,10 @@ def columns(picture: Tensor, count: int, step: int, padding: int) -> Tensor:
 
     [B, 3, h, w], bf16 -> [B, 3 * count (+ 1), h, w'], as wide as what a convolution of that ``step`` gives.
     """
-    picture = _beside(picture)
+    picture = beside(picture)
     (batch, _, height, width), channels = picture.shape, 3 * count + count % 2
-    out = _empty((batch, channels, height, (width + 2 * padding - count) // step + 1), picture)
-    _run("fa_columns", batch, (picture, out), height, width, out.shape[3], count, step, padding, channels)
+    out = empty((batch, channels, height, (width + 2 * padding - count) // step + 1), picture)
+    run("fa_columns", batch, (picture, out), height, width, out.shape[3], count, step, padding, channels)
     return out
 
 
@@ -207,10 +216,10 @@ def rows(maps: Tensor, count: int, step: int, padding: tuple[int, int], size: tu
 
     [B, count * step * 3, h, w], fp32 or bf16, channels by row, pixel of the step and colour -> [B, 3, *size]
     """
-    maps = _beside(maps)
-    out = _empty((len(maps), 3, *size), maps, torch.float32)
+    maps = beside(maps)
+    out = empty((len(maps), 3, *size), maps, torch.float32)
     half = maps.dtype == torch.bfloat16
-    _run("fa_rows", len(maps), (maps, out), half, *maps.shape[2:], count, step, *padding, *size)
+    run("fa_rows", len(maps), (maps, out), half, *maps.shape[2:], count, step, *padding, *size)
     return out
 
 
@@ -218,7 +227,7 @@ def unit_rms(gradient: Tensor) -> tuple[Tensor, Tensor]:
     """(each image's gradient at unit root mean square, its greatest magnitude).  [B, 3, h, w] -> the same, [B]."""
     gradient = gradient.contiguous()
     unit, peak = torch.empty_like(gradient), gradient.new_empty(len(gradient))
-    _run("fa_unit_rms", len(gradient), (gradient, unit, peak), math.prod(gradient.shape[1:]))
+    run("fa_unit_rms", len(gradient), (gradient, unit, peak), math.prod(gradient.shape[1:]))
     return unit, peak
 
 
@@ -228,7 +237,7 @@ def picture_back(gradient: Tensor, picture: Tensor, colour: Tensor, smooth: floa
     ``smooth`` times :func:`regularizers.total_variation_gradient`.  [B, 3, h, w] twice, [3, 3] -> [B, 3, h, w]
     """
     gradient, picture, planes = gradient.contiguous(), picture.contiguous(), picture.new_empty(picture.shape)
-    _run("fa_picture_back", len(picture), (gradient, picture, colour, planes), *picture.shape[2:], smooth)
+    run("fa_picture_back", len(picture), (gradient, picture, colour, planes), *picture.shape[2:], smooth)
     return planes
 
 
@@ -242,7 +251,7 @@ def update(
     ``fineness`` [H, W//2+1, 2]; ``members`` [bands]; ``numbers``: rate, correction and decay of :class:`ascent.Now`.
     """
     tensors = gradient.contiguous(), moment, second, spectrum, band, members, fineness
-    _run("fa_update", len(gradient), tensors, second[0].numel(), len(members), *numbers, *betas)
+    run("fa_update", len(gradient), tensors, second[0].numel(), len(members), *numbers, *betas)
 
 
 def pool(map: Tensor, geometry: Sequence[int], out: tuple[int, int], rectified: bool) -> tuple[Tensor, Tensor]:
@@ -251,18 +260,18 @@ def pool(map: Tensor, geometry: Sequence[int], out: tuple[int, int], rectified: 
     ``geometry``: height and width of the window, of its stride and of the padding.  ``rectified``: the map is a
     ReLU's, and nothing will go back through windows without anything above zero.
     """
-    found = _empty((*map.shape[:2], *out), map)
-    which = _empty(found.shape, map, torch.int16 if map.dtype == torch.bfloat16 else torch.int32)
-    _run("fa_pool", len(map), (map, found, which), *_pooled(map.shape, map.dtype, out, geometry), rectified)
+    found = empty((*map.shape[:2], *out), map)
+    which = empty(found.shape, map, torch.int16 if map.dtype == torch.bfloat16 else torch.int32)
+    run("fa_pool", len(map), (map, found, which), *_pooled(map.shape, map.dtype, out, geometry), rectified)
     return found, which
 
 
 def pool_back(gradient: Tensor, which: Tensor, size: torch.Size, geometry: Sequence[int]) -> Tensor:
     """The way back through :func:`pool` to a map of ``size`` [B, C, h, w]."""
-    gradient = _beside(gradient)
+    gradient = beside(gradient)
     gradient = gradient.to(torch.bfloat16 if which.dtype == torch.int16 else torch.float32)
-    map, out = _empty(size, gradient), (gradient.shape[2], gradient.shape[3])
-    _run("fa_pool_back", len(map), (gradient, which, map), *_pooled(size, gradient.dtype, out, geometry), False)
+    map, out = empty(size, gradient), (gradient.shape[2], gradient.shape[3])
+    run("fa_pool_back", len(map), (gradient, which, map), *_pooled(size, gradient.dtype, out, geometry), False)
     return map
 
 
