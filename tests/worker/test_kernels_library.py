@@ -172,6 +172,10 @@ def test_a_compiler_may_be_a_command_and_know_older_processors_only(
 
 def test_every_function_is_declared_with_as_many_arguments_as_it_takes() -> None:
     text = "".join(path.read_text() for path in build.sources())
+    for precision in ("bf16", "fp32"):  # one text for both
+        name = f"fa_winograd_{precision}"
+        assert f"#define WINOGRAD {name}\n" in text
+        text += (build.FOLDER / "winograd.h").read_text().replace("WINOGRAD", name)
     library = kernels._library()
     assert library is not None
     for name, takes in kernels._SIGNATURES.items():

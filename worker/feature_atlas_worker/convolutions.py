@@ -7,7 +7,7 @@ oneDNN's convolution (:mod:`feature_atlas_worker.onednn`) is faster than its way
 - of three channels, a stride of s is a convolution without stride over s * s interleaved pictures.  oneDNN goes back
   through one with a stride at a fifth of its usual speed: in SqueezeNet at 128 px that is 40 % of a step.
 
-In bf16, kernels of our own take the place of most of oneDNN's (:mod:`feature_atlas_worker.kernels.bf16`).
+Kernels of our own take the place of most of oneDNN's (:mod:`feature_atlas_worker.kernels.products`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from feature_atlas_worker import kernels, onednn
-from feature_atlas_worker.kernels import bf16
+from feature_atlas_worker.kernels import products
 
 #: Above these many input channels oneDNN's own way back through a stride is as fast.
 STEM_CHANNELS = 4
 
 
 class Convolution(onednn.Convolution):
-    """oneDNN's; in bf16 a kernel of our own where there is one that is faster."""
+    """oneDNN's, or a kernel of our own where there is one that is faster."""
 
     def __init__(
         self, weight: Tensor, padding: Sequence[int], stride: Sequence[int] = (1, 1),
@@ -36,17 +36,18 @@ class Convolution(onednn.Convolution):
         """``kernels``: our own may be used; ``winograd``: the one of fewer products, too."""
         super().__init__(weight, padding, stride, dilation, bias)
         self._bias = bias
-        self._kind = bf16.kind(weight, padding, stride, dilation, winograd) if kernels else None
-        self._own: bf16.Product | None = None
+        shape = weight, padding, stride, dilation
+        self._kinds = {p: products.kind(*shape, p, winograd) if kernels else None for p in onednn.PRECISIONS}
+        self._own: dict[torch.dtype, products.Product] = {}
 
     def __call__(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
         """As oneDNN's."""
-        padding, stride, _ = self._geometry
-        if self._kind is None or x.dtype != torch.bfloat16 or not self._kind.pays(x.shape[2], x.shape[3], padding):
+        (padding, stride, _), kind = self._geometry, self._kinds[x.dtype]
+        if kind is None or not kind.pays(x.shape[2], x.shape[3], padding):
             return super().__call__(x, added, rectified)
-        if self._own is None:
-            self._own = self._kind(self._weight, padding, stride, self._bias)
-        return self._own(x, added, rectified)
+        if x.dtype not in self._own:
+            self._own[x.dtype] = kind(self._weight, padding, stride, self._bias, precision=x.dtype)
+        return self._own[x.dtype](x, added, rectified)
 
 
 class _Scattered(onednn.Transposed):
@@ -142,7 +143,7 @@ class StridedConv2d(FrozenConv2d):
     """With stride, of many channels."""
 
     def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> onednn.Transposed:
-        if kernels and self.kernel_size == (1, 1) and padding == (0, 0) and bf16.able():
+        if kernels and self.kernel_size == (1, 1) and padding == (0, 0) and products.able(torch.bfloat16):
             return _Scattered(weight, padding, self.stride)
         return onednn.Transposed(weight, padding, self.stride, self.dilation)
 

@@ -63,7 +63,7 @@ class Rewrites:
     program: bool = True
     #: On a CPU, kernels of our own for what a step does beside convolutions, and in bf16 for those of single pixels.
     kernels: bool = True
-    #: On a CPU with ``kernels``, 3 x 3 convolutions in bf16 with 16 products for four answers instead of 36 (Winograd).
+    #: On a CPU with ``kernels``, 3 x 3 convolutions with 16 products for four answers instead of 36 (Winograd).
     winograd: bool = True
     #: On a GPU, a step is recorded once per layer and size of the batch, and replayed.
     graph: bool = True

@@ -1,7 +1,7 @@
 """A CPU's own kernels: what a step does outside the network's convolutions, each in one pass over memory.
 
 The same sums as PyTorch's operations, in fp32 and image by image, so that a picture has the same bits in any batch.
-For convolutions themselves, in bf16, see :mod:`feature_atlas_worker.kernels.bf16`.
+For convolutions themselves see :mod:`feature_atlas_worker.kernels.products`.
 They are compiled when the package is installed (``build.py``); where there was no compiler, PyTorch does the work.
 """
 
@@ -37,8 +37,10 @@ _SIGNATURES = {
     "fa_update": [*[_POINTER] * 7, *_RANGE, *[_INT] * 2, *[_FLOAT] * 5],
     "fa_pool": [*[_POINTER] * 3, *_RANGE, ctypes.c_int, *[_INT] * 11, ctypes.c_int],
     "fa_pool_back": [*[_POINTER] * 3, *_RANGE, ctypes.c_int, *[_INT] * 11, ctypes.c_int],
-    "fa_pointwise": [*[_POINTER] * 5, *_RANGE, *[_INT] * 7, *[ctypes.c_int] * 2],
-    "fa_winograd": [*[_POINTER] * 5, *_RANGE, *[_INT] * 7, *[ctypes.c_int] * 2],
+    **{
+        name: [*[_POINTER] * 5, *_RANGE, *[_INT] * 7, *[ctypes.c_int] * 2]
+        for name in ("fa_pointwise_bf16", "fa_winograd_bf16", "fa_winograd_fp32")
+    },
 }
 #: PyTorch's name of what a processor can do -> the latest generation whose code it runs.
 _CAPABILITIES = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
@@ -82,9 +84,15 @@ def available() -> bool:
 
 
 def multiplies_half() -> bool:
-    """Whether there are those for products of bf16 numbers (:mod:`feature_atlas_worker.kernels.bf16`)."""
+    """Whether there are those for products of bf16 numbers (:mod:`feature_atlas_worker.kernels.products`)."""
     found = _library()
     return found is not None and bool(found.fa_multiplies_half())
+
+
+def group() -> int:
+    """Numbers in a register; 0 where there are no kernels."""
+    found = _library()
+    return int(found.fa_group()) if found is not None else 0
 
 
 def suits(*tensors: Tensor) -> bool:

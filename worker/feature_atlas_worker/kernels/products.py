@@ -1,8 +1,9 @@
-"""Convolutions in bf16 by kernels of our own, for processors with instructions for it.
+"""Convolutions by kernels of our own, where they are faster than oneDNN's.
 
-1 x 1 ones are a product of matrices (``pointwise.c``).  3 x 3 ones take 16 products for four answers instead of 36
-(``winograd.c``): minimal filtering, F(2 x 2, 3 x 3), of Winograd 1980, Lavin and Gray 2016 (arXiv:1509.09308); their
-weights are transformed here, once, in fp64.  Both sum in fp32 and in one order, whatever the batch.
+3 x 3 ones take 16 products for four answers instead of 36 (``winograd.h``): minimal filtering, F(2 x 2, 3 x 3), of
+Winograd 1980, Lavin and Gray 2016 (arXiv:1509.09308); their weights are transformed here, once, in fp64.  In bf16, on
+processors with instructions for it, 1 x 1 ones are a product of matrices (``pointwise_bf16.c``).  All sum in fp32 and
+in one order, whatever the batch.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from torch import Tensor
 
 from feature_atlas_worker import kernels
 
-#: Channels in a register, and answers' channels that are summed up at once: as in ``bf16.h``.
-_GROUP, _STRIP = 16, 32
+#: Sums in a register beside bf16 numbers, as in ``bf16.h``; of those a product takes pairs.
+_GROUP, _PAIR = 16, 2
 #: Channels of a map at least: with fewer the transforms cost more than the products that are left out.
 _CHANNELS = 12
 #: Answers wanted of those that whole tiles give, at least: of a 3 x 3 map's tiles only 9 of 16.
@@ -27,41 +28,55 @@ _LEAST = 56
 _POINTS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
 
 
-def able() -> bool:
-    """Whether this processor multiplies bf16 in its vector registers, and has nothing better for it."""
-    if not hasattr(torch.cpu, "get_capabilities"):
+def kind(
+    weight: Tensor, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], precision: torch.dtype,
+    winograd: bool,
+) -> type[Product] | None:  # fmt: skip
+    """The kernel for a convolution of maps in a precision; None where there is none.  ``weight`` [out, in, kh, kw].
+
+    ``winograd``: fewer products will do.
+    """
+    if not able(precision) or tuple(dilation) != (1, 1):
+        return None
+    kinds: list[type[Product]] = [Winograd] if winograd else []
+    kinds += [Pointwise] if precision == torch.bfloat16 else []
+    return next((kind for kind in kinds if kind.suits(weight, padding, stride)), None)
+
+
+def able(precision: torch.dtype) -> bool:
+    """Whether there are kernels for this processor, and nothing better in it.
+
+    In fp32 for x86 with AVX2; in bf16 where it multiplies that in vector registers, and not in tiles of its own.
+    """
+    if precision == torch.float32:
+        return kernels.group() >= 8
+    if precision != torch.bfloat16 or not hasattr(torch.cpu, "get_capabilities"):
         return False
     processor = torch.cpu.get_capabilities()
     return bool(processor.get("avx512_bf16") and not processor.get("amx_bf16")) and kernels.multiplies_half()
 
 
-def kind(
-    weight: Tensor, padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int], winograd: bool
-) -> type[Product] | None:
-    """The kernel for a convolution; None where there is none.  ``weight`` [out, in, kh, kw]."""
-    if not able() or tuple(dilation) != (1, 1):
-        return None
-    kinds: tuple[type[Product], ...] = (Pointwise, Winograd) if winograd else (Pointwise,)
-    return next((kind for kind in kinds if kind.suits(weight, padding, stride)), None)
-
-
 class Product:
-    """A convolution of bf16 maps; :func:`able` must be true."""
+    """A convolution of maps in one precision, for which :func:`able` must be true."""
 
     _name: str
 
     def __init__(
-        self, weight: Tensor, padding: Sequence[int], stride: Sequence[int] = (1, 1), bias: Tensor | None = None
-    ) -> None:
+        self, weight: Tensor, padding: Sequence[int], stride: Sequence[int] = (1, 1), bias: Tensor | None = None, *,
+        precision: torch.dtype,
+    ) -> None:  # fmt: skip
         """``weight`` [out, in, kh, kw]; ``padding`` and ``stride`` (rows, columns); ``bias`` [out]."""
-        self._out = len(weight)
+        half = precision == torch.bfloat16
+        self._function = f"{self._name}_{'bf16' if half else 'fp32'}"
+        self._group, self._pair = (_GROUP, _PAIR) if half else (kernels.group(), 1)
+        self._out, self._precision = len(weight), precision
         self._padding, self._stride = (int(padding[0]), int(padding[1])), (int(stride[0]), int(stride[1]))
-        self._weights = _laid_out(self._points(weight))
-        spare = -self._out % _GROUP
+        self._weights = self._laid_out(self._points(weight))
+        spare = -self._out % self._group
         self._bias = F.pad(bias.float(), (0, spare)) if bias is not None else torch.zeros(self._out + spare)
 
     def __call__(self, x: Tensor, added: Tensor | None = None, rectified: bool = False) -> Tensor:
-        """[B, in, h, w] -> [B, out, h', w'], bf16.
+        """[B, in, h, w] -> [B, out, h', w'].
 
         ``added`` [B, out, h', w'] is added before it is rounded; ``rectified``: then a ReLU.
         """
@@ -81,6 +96,13 @@ class Product:
         """The weights, transformed.  [out, in, kh, kw] -> [points, out, in]"""
         raise NotImplementedError
 
+    def _laid_out(self, points: Tensor) -> Tensor:
+        """[points, out, in] -> one strip of two groups (or the last one) after the other: [points, in, out, pair]."""
+        spare = -points.shape[2] % (self._group if len(points) > 1 else self._pair), -self._out % self._group
+        padded = F.pad(points, (0, spare[0], 0, spare[1])).to(self._precision)
+        pairs = padded.unflatten(2, (-1, self._pair)).transpose(1, 2)
+        return torch.cat([strip.reshape(-1) for strip in pairs.split(2 * self._group, 2)])
+
     def _run(
         self, parts: int, x: Tensor, out: Tensor, geometry: Sequence[int], added: Tensor | None, rectified: bool
     ) -> Tensor:
@@ -88,7 +110,7 @@ class Product:
             raise ValueError(f"{tuple(added.shape)} cannot be added to {tuple(out.shape)}")
         other = kernels.beside(added) if added is not None else x
         tensors = x, self._weights, self._bias, other, out
-        kernels.run(self._name, parts, tensors, *geometry, added is not None, rectified, least=_LEAST)
+        kernels.run(self._function, parts, tensors, *geometry, added is not None, rectified, least=_LEAST)
         return out
 
 
@@ -144,14 +166,6 @@ class Winograd(Product):
 def _tiles(height: int, width: int) -> int:
     """The tiles of 2 x 2 answers in a map."""
     return -(-height // 2) * -(-width // 2)
-
-
-def _laid_out(weights: Tensor) -> Tensor:
-    """[points, out, in] -> one strip after the other: [points, in / 2, 32 or in the last one 16, 2]."""
-    spare = -weights.shape[2] % (_GROUP if len(weights) > 1 else 2), -weights.shape[1] % _GROUP
-    padded = F.pad(weights, (0, spare[0], 0, spare[1])).to(torch.bfloat16)
-    pairs = padded.unflatten(2, (-1, 2)).transpose(1, 2)  # [points, in / 2, out, 2]
-    return torch.cat([strip.reshape(-1) for strip in pairs.split(_STRIP, 2)])
 
 
 def _pixels(map: Tensor) -> tuple[Tensor, int]:

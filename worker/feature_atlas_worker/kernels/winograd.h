@@ -1,18 +1,16 @@
-/* 3 x 3 convolutions of bf16 maps, [B, height, width, channels], by minimal filtering, F(2 x 2, 3 x 3): 16 products for
- * four answers instead of 36 (Winograd 1980; Lavin and Gray 2016).
+/* 3 x 3 convolutions of maps [B, height, width, channels], by minimal filtering, F(2 x 2, 3 x 3): 16 products for four
+ * answers instead of 36 (Winograd 1980; Lavin and Gray 2016).  For the numbers of bf16.h or fp32.h,
+ * as WINOGRAD.
  *
  * A tile of 4 x 4 pixels is transformed to 16 points, each point's channels are multiplied with its weights, and the 16
- * products are transformed to 2 x 2 answers.  Products are of bf16, all sums fp32.  Every tile is summed up in the same
- * order, whatever lies beside it: the same bits in any batch.
+ * products are transformed to 2 x 2 answers.  All sums are fp32.  Every tile is summed up in the same order, whatever
+ * lies beside it: the same bits in any batch.
  */
-#include "bf16.h"
-
-#if defined(__AVX512BW__)
-
 enum {
     POINTS = 16,        /* of a tile */
     MOST = 112,         /* tiles that are transformed at once */
     CACHE = 256 * 1024, /* bytes of the second cache for what they are transformed to */
+    STRIP = 2 * GROUP,  /* answers' channels for which the products are kept at once */
 };
 
 typedef struct {
@@ -22,29 +20,29 @@ typedef struct {
     int64_t high, wide, answers;                /* of what comes out: height, width, channels */
     int64_t down, across;                       /* its tiles */
     const float *bias;                          /* [answers, up to a whole number of groups] */
-    const uint16_t *added;                      /* as what comes out, or nothing */
+    const number *added;                      /* as what comes out, or nothing */
     int rectified;
 } Job;
 
 /* The products of one point: tiles [deep] with its weights, to sums [.., STRIP]. */
-typedef void Multiply(const uint16_t *tiles, const uint16_t *weights, float *sums, int64_t deep);
+typedef void Multiply(const number *tiles, const number *weights, float *sums, int64_t deep);
 #define MULTIPLY(count, columns)                                                                                      \
-    BF16 static void multiply_##count##_##columns(const uint16_t *tiles, const uint16_t *weights, float *sums,        \
+    TARGET static void multiply_##count##_##columns(const number *tiles, const number *weights, float *sums,        \
                                                   int64_t deep) {                                                     \
-        __m512 sum[ROWS][2];                                                                                          \
+        group sum[ROWS][2];                                                                                          \
         product(count, columns, tiles, deep, weights, deep, NULL, sum);                                               \
         UNROLLED for (int t = 0; t < count; t++)                                                                      \
-            UNROLLED for (int n = 0; n < columns; n++) _mm512_storeu_ps(sums + t * STRIP + n * GROUP, sum[t][n]);     \
+            UNROLLED for (int n = 0; n < columns; n++) memcpy(sums + t * STRIP + n * GROUP, &sum[t][n], sizeof(group));     \
     }
 TABLE(Multiply, multiply, MULTIPLY)
 
 /* Four pixels one above the other, transformed downwards; outside the map lie zeros. */
-BF16 INLINE void downwards(const Job *job, const uint16_t *const rows[4], int64_t x, __mmask16 mask, __m512 out[4]) {
-    __m512 pixel[4];
+TARGET INLINE void downwards(const Job *job, const number *const rows[4], int64_t x, some wanted, group out[4]) {
+    group pixel[4];
     for (int i = 0; i < 4; i++)
         pixel[i] = rows[i] && x >= 0 && x < job->width
-                       ? widened(_mm256_maskz_loadu_epi16(mask, rows[i] + x * job->pixel))
-                       : _mm512_setzero_ps();
+                       ? load(rows[i] + x * job->pixel, wanted)
+                       : (group){0};
     out[0] = pixel[0] - pixel[2];
     out[1] = pixel[1] + pixel[2];
     out[2] = pixel[2] - pixel[1];
@@ -53,56 +51,56 @@ BF16 INLINE void downwards(const Job *job, const uint16_t *const rows[4], int64_
 
 /* `count` tiles of one row of an image's tiles, from (y, x) of the map on, to points [POINTS, .., deep], `plane`
  * apart. */
-BF16 static void transform(const Job *job, const uint16_t *image, int64_t y, int64_t x, int64_t count, uint16_t *points,
+TARGET static void transform(const Job *job, const number *image, int64_t y, int64_t x, int64_t count, number *points,
                            int64_t plane) {
     for (int64_t c = 0; c < job->deep; c += GROUP) {
-        __mmask16 mask = group_of(job->channels - c);
-        const uint16_t *rows[4];
+        some wanted = some_of(job->channels - c);
+        const number *rows[4];
         for (int i = 0; i < 4; i++)
             rows[i] = y + i >= 0 && y + i < job->height ? image + (y + i) * job->width * job->pixel + c : NULL;
-        __m512 column[4][4];  /* a tile's last two are the next one's first */
-        downwards(job, rows, x, mask, column[2]);
-        downwards(job, rows, x + 1, mask, column[3]);
-        uint16_t *to = points + c;
+        group column[4][4];  /* a tile's last two are the next one's first */
+        downwards(job, rows, x, wanted, column[2]);
+        downwards(job, rows, x + 1, wanted, column[3]);
+        number *to = points + c;
         for (int64_t t = 1; t <= count; t++, to += job->deep) {
             for (int i = 0; i < 4; i++) column[0][i] = column[2][i], column[1][i] = column[3][i];
-            downwards(job, rows, x + 2 * t, mask, column[2]);
-            downwards(job, rows, x + 2 * t + 1, mask, column[3]);
+            downwards(job, rows, x + 2 * t, wanted, column[2]);
+            downwards(job, rows, x + 2 * t + 1, wanted, column[3]);
             for (int i = 0; i < 4; i++) {
-                __m512 found[4] = {column[0][i] - column[2][i], column[1][i] + column[2][i],
+                group found[4] = {column[0][i] - column[2][i], column[1][i] + column[2][i],
                                    column[2][i] - column[1][i], column[1][i] - column[3][i]};
                 for (int j = 0; j < 4; j++)
-                    _mm256_storeu_si256((__m256i *)(to + (4 * i + j) * plane), (__m256i)_mm512_cvtneps_pbh(found[j]));
+                    store(to + (4 * i + j) * plane, found[j], some_of(GROUP));
             }
         }
     }
 }
 
 /* The answers of `count` tiles from number `tile` on, a group of channels from `n` on, out of the products. */
-BF16 static void answer(const Job *job, const float *sums, int64_t plane, int64_t tile, int64_t count, int64_t n,
-                        uint16_t *out) {
+TARGET static void answer(const Job *job, const float *sums, int64_t plane, int64_t tile, int64_t count, int64_t n,
+                        number *out) {
     int64_t column = tile % job->across, row = tile / job->across % job->down, image = tile / job->across / job->down;
-    __mmask16 mask = group_of(job->answers - n);
-    __m512 bias = _mm512_loadu_ps(job->bias + n);
+    some wanted = some_of(job->answers - n);
+    group bias = sums_at(job->bias + n);
     for (int64_t t = 0; t < count; t++, sums += STRIP) {
-        __m512 above[2][4];
+        group above[2][4];
         for (int j = 0; j < 4; j++) {
-            __m512 sum[4];
-            for (int i = 0; i < 4; i++) sum[i] = _mm512_loadu_ps(sums + (4 * i + j) * plane);
+            group sum[4];
+            for (int i = 0; i < 4; i++) sum[i] = sums_at(sums + (4 * i + j) * plane);
             above[0][j] = sum[0] + sum[1] + sum[2];
             above[1][j] = sum[1] - sum[2] - sum[3];
         }
         for (int i = 0; i < 2; i++) {
-            uint16_t *line = out + (image * job->high + 2 * row + i) * job->wide * job->answers + n;
-            const uint16_t *other = job->added ? job->added + (line - out) : NULL;
+            number *line = out + (image * job->high + 2 * row + i) * job->wide * job->answers + n;
+            const number *other = job->added ? job->added + (line - out) : NULL;
             for (int j = 0; j < 2; j++) {
                 if (2 * row + i >= job->high || 2 * column + j >= job->wide) continue;
                 int64_t place = (2 * column + j) * job->answers;
-                __m512 found = bias + (j ? above[i][1] - above[i][2] - above[i][3]
+                group found = bias + (j ? above[i][1] - above[i][2] - above[i][3]
                                          : above[i][0] + above[i][1] + above[i][2]);
-                if (other) found += widened(_mm256_maskz_loadu_epi16(mask, other + place));
-                if (job->rectified) found = _mm512_max_ps(_mm512_setzero_ps(), found);
-                _mm256_mask_storeu_epi16(line + place, mask, (__m256i)_mm512_cvtneps_pbh(found));
+                if (other) found += load(other + place, wanted);
+                if (job->rectified) found = above_zero(found);
+                store(line + place, found, wanted);
             }
         }
         if (++column < job->across) continue;
@@ -112,8 +110,8 @@ BF16 static void answer(const Job *job, const float *sums, int64_t plane, int64_
 }
 
 /* Some tiles, from number `tile` on, of all images' in a row. */
-static void tiles(const Job *job, const uint16_t *maps, const uint16_t *weights, uint16_t *out, int64_t tile,
-                  int64_t count, uint16_t *points, float *sums) {
+static void tiles(const Job *job, const number *maps, const number *weights, number *out, int64_t tile,
+                  int64_t count, number *points, float *sums) {
     int64_t plane = count * job->deep, place = count * STRIP;
     for (int64_t t = tile, most; t < tile + count; t += most) {
         int64_t row = t / job->across, x = t % job->across;
@@ -121,7 +119,7 @@ static void tiles(const Job *job, const uint16_t *maps, const uint16_t *weights,
         transform(job, maps + row / job->down * job->height * job->width * job->pixel,
                   2 * (row % job->down) - job->top, 2 * x - job->left, most, points + (t - tile) * job->deep, plane);
     }
-    int64_t rows = rows_at_once(job->deep), groups = (count + rows - 1) / rows;
+    int64_t rows = rows_at_once(job->deep * (int64_t)sizeof(number)), groups = (count + rows - 1) / rows;
     for (int64_t n = 0; n < job->answers; n += STRIP) {
         int columns = job->answers - n > GROUP ? 2 : 1;
         for (int p = 0; p < POINTS; p++, weights += job->deep * columns * GROUP)
@@ -136,19 +134,19 @@ static void tiles(const Job *job, const uint16_t *maps, const uint16_t *weights,
 
 /* Maps [B, height, width, channels], `pixel` numbers from one pixel to the next, to outs [B, high, wide, answers], plus
  * bias and where `adds` says so `added`, then where `rectified` says so a ReLU.  `first` and `last` count tiles of
- * 2 x 2 answers through all images.  Weights: for every strip of 32 answers' channels (16 where no more are left)
- * [16 points, channels / 2, 32, 2], channels and answers up to a multiple of 16.  1 where there is no memory. */
-EXPORT int fa_winograd(const uint16_t *maps, const uint16_t *weights, const float *bias, const uint16_t *added,
-                       uint16_t *outs, int64_t first, int64_t last, int64_t height, int64_t width, int64_t channels,
-                       int64_t pixel, int64_t answers, int64_t top, int64_t left, int adds, int rectified) {
+ * 2 x 2 answers through all images.  Weights: for every strip of answers' channels (one group where no more are left)
+ * [16 points, channels / PAIR, STRIP, PAIR], channels and answers up to whole groups.  1 where there is no memory. */
+EXPORT int WINOGRAD(const number *maps, const number *weights, const float *bias, const number *added, number *outs,
+                    int64_t first, int64_t last, int64_t height, int64_t width, int64_t channels, int64_t pixel,
+                    int64_t answers, int64_t top, int64_t left, int adds, int rectified) {
     Job job = {.height = height, .width = width, .channels = channels, .top = top, .left = left, .pixel = pixel,
                .deep = (channels + GROUP - 1) / GROUP * GROUP, .high = height + 2 * top - 2,
                .wide = width + 2 * left - 2, .answers = answers, .bias = bias, .added = adds ? added : NULL,
                .rectified = rectified};
     job.down = (job.high + 1) / 2, job.across = (job.wide + 1) / 2;
-    int64_t fit = CACHE / (POINTS * job.deep * (int64_t)sizeof(uint16_t)) / ROWS * ROWS;
-    int64_t most = smaller(last - first, larger(ROWS, smaller(MOST, fit)));
-    uint16_t *points = aligned_alloc(VECTOR, (size_t)(POINTS * most * job.deep) * sizeof *points);
+    int64_t fit = CACHE / (POINTS * job.deep * (int64_t)sizeof(number)) / ROWS * ROWS;
+    int64_t most = larger(1, smaller(last - first, larger(ROWS, smaller(MOST, fit))));
+    number *points = aligned_alloc(VECTOR, (size_t)(POINTS * most * job.deep) * sizeof *points);
     float *sums = aligned_alloc(VECTOR, (size_t)(POINTS * most * STRIP) * sizeof *sums);
     if (points && sums)
         for (int64_t part = 0, parts = (last - first + most - 1) / most; part < parts; part++) {
@@ -160,8 +158,3 @@ EXPORT int fa_winograd(const uint16_t *maps, const uint16_t *weights, const floa
     return !(points && sums);
 }
 
-#else  /* a processor without such products */
-
-EXPORT int fa_winograd(void) { return 1; }
-
-#endif
