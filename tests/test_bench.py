@@ -42,7 +42,7 @@ def test_the_table_is_finite_and_complete(tmp_path: Path, capsys: pytest.Capture
     assert bench.main(["--layers", TOY, "--allow", "tests.networks", *small]) == 0
     found = json.loads(raw.read_text())
     rows = found["layers"][TOY]
-    assert [row["kind"] for row in rows] == ["lucent"] * 2 + ["ours"] * (13 if computes_half(CPU) else 11) + [
+    assert [row["kind"] for row in rows] == ["lucent"] * 2 + ["ours"] * (14 if computes_half(CPU) else 12) + [
         "bare"
     ] * 2
     for row in rows:

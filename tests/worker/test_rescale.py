@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from feature_atlas_worker.programs.operations import Other, Rescale
+from feature_atlas_worker.programs.operations import Other, Rescale, Way
 from tests.worker.test_program import FP32, Rewrites, climbed, close, opened, operations, pictures, seeded
 
 
@@ -47,6 +47,18 @@ def test_channels_that_are_rescaled(kind: str) -> None:
             found = [type(each) for each in operations(network)]
             assert (Rescale in found, Other in found) == (rescaled, not rescaled)
         assert network.facts.program is not None or not rescaled
+
+
+@pytest.mark.parametrize("kind", [kind for kind, (rescaled, _) in PREPARED.items() if rescaled])
+def test_they_come_out_to_the_last_digit(kind: str) -> None:
+    """Another one turns signs in the layers behind, and in a deep network the gradient would be another."""
+    _, prepare = PREPARED[kind]
+    x = torch.randn(3, 3, 24, 20, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    with opened(seeded(Prepared(prepare)), "last") as network:
+        climbed(network, pictures())
+        (rescale,) = [each for each in operations(network) if isinstance(each, Rescale)]
+    found, _ = rescale.ahead(Way(), x)
+    assert torch.equal(found, prepare(x))
 
 
 def test_some_of_more_channels_are_no_rescaled_map() -> None:

@@ -186,8 +186,8 @@ class Rescale(Operation):
         (x,) = values
         if x.ndim != 4 or x.shape[1] != len(self._factors):
             raise Unsuitable("a part of a map is rescaled")
-        rows = self._rows(x)
-        out = torch.addcmul(self._row(self._summands, x), rows, self._row(self._factors, x))
+        # Rounded twice, as the network does it: another last digit here turns signs in the layers behind.
+        out = (self._rows(x) * self._row(self._factors, x)).add_(self._row(self._summands, x))
         return self._map(out, x), None
 
     def back(self, way: Way, gradient: Gradient, kept: Any) -> Sequence[Gradient | None]:  # noqa: D102
