@@ -20,6 +20,7 @@ from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.params import init, to_image
 from feature_atlas_worker.render import SEEDS, Stopped, Target, Visualization, render
 from tests import networks
+from tests.worker.test_ascent import HILLS, WAVES
 
 
 def small(name: str = "regularised", **changes: Any) -> Recipe:
@@ -169,6 +170,19 @@ def test_curves_have_at_most_64_points(steps: int, points: int) -> None:
     assert len(found.curve.steps) == len(found.curve.loss) == len(found.curve.max) == points
     assert found.curve.steps[-1] == steps - 1
     assert found.best_step <= steps
+
+
+def test_the_last_iterate_has_a_number_of_its_own_only_where_it_was_not_chosen() -> None:
+    model = VisionModel(WAVES, networks.MEAN, networks.STD, HILLS.size)
+    every = [Target("1", channel) for channel in range(8)]
+    found = render(model, every, HILLS)
+    last = render(model, every, HILLS.model_copy(update={"pick": "last"}))
+    chosen = [one.best_step == HILLS.steps for one in found]
+    assert 0 < sum(chosen) < 8  # both happen here
+    for one, other, same in zip(found, last, chosen, strict=True):
+        assert one.activation is not None and other.activation is not None
+        assert (one.activation.final == one.activation.best) == same
+        assert one.activation.final == pytest.approx(other.activation.final, rel=1e-2)  # 8 bits or not
 
 
 def test_the_initial_picture_is_kept_on_request() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from feature_atlas.manifest import Curve, Picture
 from feature_atlas.spec import Recipe
-from feature_atlas_worker import objectives, transforms
+from feature_atlas_worker import kernels, objectives, transforms
 from feature_atlas_worker.network import Network
 from feature_atlas_worker.params import Parameterization, stream
 from feature_atlas_worker.shortage import is_shortage
@@ -43,21 +43,35 @@ def from_bytes(pixels: NDArray[np.uint8], device: torch.device) -> Tensor:
 
 
 @torch.no_grad()
-def activation(network: Network, image: Tensor, channels: Tensor, recipe: Recipe) -> Tensor:
-    """The objective's value on clean pictures.  [B, 3, H, W] -> [B]."""
-    return objectives.measure(objectives.values(network(image), channels, recipe), recipe)
+def activation(network: Network, image: Tensor, channels: Tensor, recipe: Recipe, *, exact: bool = True) -> Tensor:
+    """The objective's value on clean pictures.  [B, 3, H, W] -> [B].
+
+    Not ``exact``: as the network climbs, on a CPU perhaps in bf16.
+    """
+    own = channels if objectives.looks_at_one_channel(recipe) else None
+    activations = network(image, climbing=not exact, own=own)
+    chosen = objectives.values(activations, channels if own is None else torch.zeros_like(own), recipe)
+    return objectives.measure(chosen, recipe)
 
 
 @torch.no_grad()
-def robust(network: Network, image: Tensor, channels: Tensor, recipe: Recipe, count: int) -> Tensor:
-    """The objective's value over ``count`` fixed held-out views.  [B, 3, H, W] -> [B, count]."""
+def robust(
+    network: Network, image: Tensor, channels: Tensor, recipe: Recipe, count: int, *, exact: bool = True
+) -> Tensor:
+    """As :func:`activation`, over ``count`` fixed held-out views.  [B, 3, H, W] -> [B, count]."""
     views = transforms.held_out(recipe, count)
     seen = []
     for theta, sigma in zip(views.theta, views.blur, strict=True):
-        view = transforms.affine(image, theta.to(image.device).expand(len(image), 2, 3), recipe.size, recipe.fill)
-        view = transforms.blur(view, sigma.to(image.device).expand(len(image)), float(sigma))
-        seen.append(activation(network, view, channels, recipe))
+        every = theta.to(image.device).expand(len(image), 2, 3), sigma.to(image.device).expand(len(image))
+        view = _view(network, image, *every, recipe, float(sigma))
+        seen.append(activation(network, view, channels, recipe, exact=exact))
     return torch.stack(seen, 1)
+
+
+def _view(network: Network, image: Tensor, theta: Tensor, sigma: Tensor, recipe: Recipe, most: float) -> Tensor:
+    if network.rewrites.kernels and kernels.suits(image):
+        return kernels.view(image, theta, sigma, recipe.size, recipe.fill, most)
+    return transforms.blur(transforms.affine(image, theta, recipe.size, recipe.fill), sigma, most)
 
 
 @torch.no_grad()

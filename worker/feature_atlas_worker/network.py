@@ -131,9 +131,10 @@ class Network:
         ``places`` [B] in [0, 1]: where among the channels each picture's own is.
         """
         with torch.no_grad():
-            measured = self._together(picture, None, None, climbing=False)
+            channels = self._together(picture[:1], None, None, climbing=False).shape[1]
+            own = (places * (channels - 1)).long() if self._alone else None
+            measured = self._together(picture, None, own, climbing=False)
         picture = picture.detach().clone().requires_grad_()
-        own = (places * (measured.shape[1] - 1)).long() if self._alone else None
         activations = self._together(picture, None, own, climbing=True)
         if not activations.requires_grad:
             return measured, activations
@@ -147,7 +148,7 @@ class Network:
             normalised = kernels.normalised(picture, self._mean, self._std)
         else:
             normalised = _Normalised.apply(picture, self._mean, self._std, self._format)
-        program = self._compiled(normalised) if climbing else None
+        program = self._compiled(normalised)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             if program is not None and own is not None and program.has_own:
                 return program.own(normalised, own, allow)[:, None]

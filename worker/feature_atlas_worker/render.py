@@ -156,7 +156,7 @@ def _results(
     shown = measure.from_bytes(pixels, network.device)
     best = measure.activation(network, shown, channels, recipe).cpu()
     start = measure.activation(network, trace.initial, channels, recipe).cpu()
-    final = measure.activation(network, trace.last.nan_to_num(0.5), channels, recipe).cpu()
+    final = _final(network, recipe, channels, trace, best)
     robust = measure.robust(network, shown, channels, recipe, measure.VIEWS).cpu()
     noise_mean, noise_std = measure.noise(network, recipe)
     initial = measure.to_bytes(trace.initial) if recipe.keep_initial else None
@@ -189,6 +189,15 @@ def _results(
             )
         )  # fmt: skip
     return found
+
+
+def _final(network: Network, recipe: Recipe, channels: Tensor, trace: Trace, best: Tensor) -> Tensor:
+    """The objective's value on the last iterates; mostly they are the chosen pictures, and known.  -> [B]"""
+    chosen = (trace.best_step == recipe.steps).cpu()
+    if chosen.all():
+        return best
+    last = measure.activation(network, trace.last.nan_to_num(0.5), channels, recipe).cpu()
+    return torch.where(chosen, best, last)
 
 
 def _status(
