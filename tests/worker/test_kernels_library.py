@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ import torch
 from feature_atlas.presets import preset
 from feature_atlas_worker import kernels
 from feature_atlas_worker.ascent import Ascent
-from feature_atlas_worker.kernels import build
+from feature_atlas_worker.kernels import build, products, team
 from feature_atlas_worker.models import VisionModel
 from feature_atlas_worker.network import open_network
 from feature_atlas_worker.recorded import ascent_of
@@ -130,11 +131,46 @@ threading.Thread(target=work).start()
 """
 
 
+_NO_OPENMP = "from feature_atlas_worker.kernels import team; team.parallel = lambda: None"
+
+
+@pytest.mark.parametrize("before", ["", _NO_OPENMP])
 @pytest.mark.parametrize(("code", "says"), [(_FORKED, "7"), (_INTERRUPTED, "True"), (_LATE, "True")])
-def test_threads_end_well(code: str, says: str) -> None:
+def test_threads_end_well(code: str, says: str, before: str) -> None:
     """After a fork, when the one that waits for them is interrupted, and when Python is about to end."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", before + code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.returncode) == (f"{says}\n", 0), done.stderr
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+def test_every_part_is_done_once(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if openmp:
+        assert team.parallel() is not None, "PyTorch's OpenMP was not found"
+    else:
+        monkeypatch.setattr(team, "parallel", lambda: None)
+    done: list[tuple[int, int]] = []
+    parts = [(first, first + 3) for first in range(0, 21, 3)]
+    found = team.share(parts, lambda first, last: done.append((first, last)) or last)
+    assert sorted(done) == parts and sorted(found) == [last for _, last in parts]
+
+    def interrupted(first: int, _last: int) -> int:
+        if first == 9:
+            raise KeyboardInterrupt
+        return 0
+
+    with pytest.raises(KeyboardInterrupt):
+        team.share(parts, interrupted)
+
+
+def test_a_convolution_without_memory_is_an_error_whoever_does_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = products.Winograd(torch.ones(16, 16, 3, 3), (1, 1), precision=torch.float32)
+    library = kernels._library()
+    assert library is not None
+    failing = SimpleNamespace(fa_winograd_fp32=library.fa_winograd_fp32, fa_team=lambda *_: 1)
+    monkeypatch.setattr(kernels, "_library", lambda: failing)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    with pytest.raises(MemoryError, match="fa_winograd_fp32"):
+        own(torch.ones(8, 16, 64, 64))
 
 
 def test_another_default_precision_does_without_kernels() -> None:

@@ -12,19 +12,19 @@ import functools
 import itertools
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from feature_atlas_worker.kernels import team
 from feature_atlas_worker.kernels.build import fingerprint, generations, library
 
 log = logging.getLogger(__name__)
 
 _POINTER, _INT, _FLOAT, _RANGE = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, [ctypes.c_int64] * 2
+_CONVOLUTIONS = ("fa_pointwise_bf16", "fa_winograd_bf16", "fa_winograd_fp32")
 #: What each function takes: pointers, the range of images, and the rest.
 _SIGNATURES = {
     "fa_view": [*[_POINTER] * 4, *_RANGE, *[_INT] * 5, _FLOAT],
@@ -37,10 +37,8 @@ _SIGNATURES = {
     "fa_update": [*[_POINTER] * 7, *_RANGE, *[_INT] * 2, *[_FLOAT] * 5],
     "fa_pool": [*[_POINTER] * 3, *_RANGE, ctypes.c_int, *[_INT] * 11, ctypes.c_int],
     "fa_pool_back": [*[_POINTER] * 3, *_RANGE, ctypes.c_int, *[_INT] * 11, ctypes.c_int],
-    **{
-        name: [*[_POINTER] * 5, *_RANGE, *[_INT] * 7, *[ctypes.c_int] * 2]
-        for name in ("fa_pointwise_bf16", "fa_winograd_bf16", "fa_winograd_fp32")
-    },
+    **{name: [*[_POINTER] * 5, *_RANGE, *[_INT] * 7, *[ctypes.c_int] * 2] for name in _CONVOLUTIONS},
+    "fa_team": [*[_POINTER] * 7, *[_INT] * 9, *[ctypes.c_int] * 2],
 }
 #: PyTorch's name of what a processor can do -> the latest generation whose code it runs.
 _CAPABILITIES = {"AVX512": "x86-64-v4", "AVX2": "x86-64-v3"}
@@ -100,22 +98,15 @@ def suits(*tensors: Tensor) -> bool:
     return available() and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in tensors)
 
 
-@functools.cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "kernels")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # its threads are the parent's
-
-
 def run(name: str, images: int, tensors: Sequence[Tensor], *rest: float, least: int = 1) -> None:
     """A kernel over all images, or other parts, by as many threads as PyTorch would take, ``least`` for each.
 
     Raises:
         MemoryError: there is none for its rows.
     """
-    function: Callable[..., int] = getattr(_library(), name)
+    library = _library()
+    assert library is not None
+    function: Any = getattr(library, name)
     if not all(tensor.device.type == "cpu" and tensor.dtype in _PRECISIONS for tensor in tensors):
         raise TypeError(f"{name} takes numbers of 16 or 32 bits on a CPU")
 
@@ -123,23 +114,18 @@ def run(name: str, images: int, tensors: Sequence[Tensor], *rest: float, least: 
         # Holds the tensors: a thread goes on when the one that waits for it is interrupted.
         return function(*[tensor.data_ptr() for tensor in tensors], first, last, *rest)
 
-    threads = min(torch.get_num_threads(), images // least)
-    if threads <= 1:
+    threads = max(1, min(torch.get_num_threads(), images // least))
+    if threads == 1:
         failed = part(0, images)
+    elif name in _CONVOLUTIONS and team.parallel() is not None:  # many and short: Python's own part is left out
+        kernel = ctypes.cast(function, _POINTER)
+        pointers = [tensor.data_ptr() for tensor in tensors]
+        failed = library.fa_team(team.parallel(), kernel, *pointers, threads, images, *rest)
     else:
-        own, *others = itertools.pairwise([images * i // threads for i in range(threads + 1)])
-        waits = [_begun(threads, part, *other) for other in others]
-        failed = any([part(*own), *[wait() for wait in waits]])
+        bounds = [images * i // threads for i in range(threads + 1)]
+        failed = any(team.share(list(itertools.pairwise(bounds)), part))
     if failed:
         raise MemoryError(f"not enough memory for {name}")
-
-
-def _begun(threads: int, part: Callable[[int, int], int], first: int, last: int) -> Callable[[], int]:
-    """Begins a part in another thread; what is given back waits for it."""
-    try:
-        return _pool(threads).submit(part, first, last).result
-    except RuntimeError:  # Python is about to end and begins no more threads
-        return functools.partial(part, first, last)
 
 
 def beside(map: Tensor) -> Tensor:

@@ -22,8 +22,8 @@ _GROUP, _PAIR = 16, 2
 _CHANNELS = 12
 #: Answers wanted of those that whole tiles give, at least: of a 3 x 3 map's tiles only 9 of 16.
 _WANTED = 0.6
-#: Pixels or tiles for which another thread is worth its start.
-_LEAST = 56
+#: Pixels or tiles, and multiplications and additions, for which another thread is worth its start.
+_LEAST, _WORK = 7, 2_000_000
 #: From the kernel's three rows or columns to four points.
 _POINTS = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
 
@@ -71,7 +71,8 @@ class Product:
         self._group, self._pair = (_GROUP, _PAIR) if half else (kernels.group(), 1)
         self._out, self._precision = len(weight), precision
         self._padding, self._stride = (int(padding[0]), int(padding[1])), (int(stride[0]), int(stride[1]))
-        self._weights = self._laid_out(self._points(weight))
+        points = self._points(weight)
+        self._weights, self._least = self._laid_out(points), max(_LEAST, _WORK // (2 * points.numel()))
         spare = -self._out % self._group
         self._bias = F.pad(bias.float(), (0, spare)) if bias is not None else torch.zeros(self._out + spare)
 
@@ -110,7 +111,7 @@ class Product:
             raise ValueError(f"{tuple(added.shape)} cannot be added to {tuple(out.shape)}")
         other = kernels.beside(added) if added is not None else x
         tensors = x, self._weights, self._bias, other, out
-        kernels.run(self._function, parts, tensors, *geometry, added is not None, rectified, least=_LEAST)
+        kernels.run(self._function, parts, tensors, *geometry, added is not None, rectified, least=self._least)
         return out
 
 
