@@ -107,8 +107,8 @@ class Product:
     def _run(
         self, parts: int, x: Tensor, out: Tensor, geometry: Sequence[int], added: Tensor | None, rectified: bool
     ) -> Tensor:
-        if added is not None and added.shape != out.shape:
-            raise ValueError(f"{tuple(added.shape)} cannot be added to {tuple(out.shape)}")
+        if added is not None and (added.shape, added.dtype) != (out.shape, out.dtype):
+            raise ValueError(f"{tuple(added.shape)}, {added.dtype} cannot be added to {tuple(out.shape)}, {out.dtype}")
         other = kernels.beside(added) if added is not None else x
         tensors = x, self._weights, self._bias, other, out
         kernels.run(self._function, parts, tensors, *geometry, added is not None, rectified, least=self._least)
