@@ -68,6 +68,8 @@ def share(parts: Sequence[tuple[int, int]], work: Callable[[int, int], int]) -> 
     _Parallel(address)(_Work(one), None, len(parts), 0)
     if errors:
         raise errors[0]
+    if len(found) < len(parts):
+        raise RuntimeError("a part of the work was interrupted")
     return found
 
 
