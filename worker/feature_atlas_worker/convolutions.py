@@ -35,7 +35,6 @@ class Convolution(onednn.Convolution):
     ) -> None:  # fmt: skip
         """``kernels``: our own may be used; ``winograd``: the one of fewer products, too."""
         super().__init__(weight, padding, stride, dilation, bias)
-        self._bias = bias
         shape = weight, padding, stride, dilation
         self._kinds = {p: products.kind(*shape, p, winograd) if kernels else None for p in onednn.PRECISIONS}
         self._own: dict[torch.dtype, products.Product] = {}
@@ -46,7 +45,7 @@ class Convolution(onednn.Convolution):
         if kind is None or not kind.pays(x.shape[2], x.shape[3], padding):
             return super().__call__(x, added, rectified)
         if x.dtype not in self._own:
-            self._own[x.dtype] = kind(self._weight, padding, stride, self._bias, precision=x.dtype)
+            self._own[x.dtype] = kind(self._weight, padding, stride, self._biases[torch.float32], precision=x.dtype)
         return self._own[x.dtype](x, added, rectified)
 
 
@@ -92,9 +91,8 @@ class FrozenConv2d(nn.Conv2d):
         """Lays the weights out, and turned for the way back; to be called whenever they change."""
         bias = self.bias.detach() if self.bias is not None else None
         padding = cast(tuple[int, int], self.padding)
-        weight, own = self.weight.detach(), {"kernels": self.kernels, "winograd": self.winograd}
-        self._ahead = Convolution(weight, padding, self.stride, self.dilation, bias, **own)
-        self._back = self._turned(weight, padding, **own)
+        self._ahead = Convolution(self.weight.detach(), padding, self.stride, self.dilation, bias, **self._own)
+        self._back = self._turned()
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, in, h, w] -> [B, out, h', w'], as ``nn.Conv2d``; under autocast in bf16."""
@@ -115,7 +113,12 @@ class FrozenConv2d(nn.Conv2d):
         """
         raise NotImplementedError
 
-    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> Any:
+    @property
+    def _own(self) -> dict[str, bool]:
+        """What :class:`Convolution` may use."""
+        return {"kernels": self.kernels, "winograd": self.winograd}
+
+    def _turned(self) -> Any:
         raise NotImplementedError
 
 
@@ -131,8 +134,8 @@ def _turn(
 class PlainConv2d(FrozenConv2d):
     """Without stride."""
 
-    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> Convolution:
-        return _turn(weight, padding, self.dilation, kernels=kernels, winograd=winograd)
+    def _turned(self) -> Convolution:
+        return _turn(self.weight.detach(), cast(tuple[int, int], self.padding), self.dilation, **self._own)
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """A convolution with turned weights."""
@@ -142,8 +145,9 @@ class PlainConv2d(FrozenConv2d):
 class StridedConv2d(FrozenConv2d):
     """With stride, of many channels."""
 
-    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> onednn.Transposed:
-        if kernels and self.kernel_size == (1, 1) and padding == (0, 0) and products.able(torch.bfloat16):
+    def _turned(self) -> onednn.Transposed:
+        weight, padding = self.weight.detach(), cast(tuple[int, int], self.padding)
+        if self.kernels and self.kernel_size == (1, 1) and padding == (0, 0) and products.able(torch.bfloat16):
             return _Scattered(weight, padding, self.stride)
         return onednn.Transposed(weight, padding, self.stride, self.dilation)
 
@@ -180,19 +184,19 @@ class StemConv2d(FrozenConv2d):
         laid_out = weight.contiguous(memory_format=torch.channels_last)
         return Convolution(laid_out, padding, (self.stride[0], 1), bias=bias)
 
-    def _turned(self, weight: Tensor, padding: tuple[int, int], *, kernels: bool, winograd: bool) -> Convolution:
+    def _turned(self) -> Convolution:
         step = self.stride[0]
         rows, columns = (-(-length // step) for length in self.kernel_size)
         below, right = rows * step - self.kernel_size[0], columns * step - self.kernel_size[1]
         if self._columns is not None:
-            kernel = F.pad(weight.contiguous(), (0, right))
+            kernel = F.pad(self.weight.detach().contiguous(), (0, right))
             kernel = kernel.view(self.out_channels, 3, self.kernel_size[0], columns, step)
             # [out, rows * step * 3, 1, columns]
-            return _turn(kernel.permute(0, 2, 4, 1, 3).flatten(1, 3)[:, :, None], (0, 0), kernels=kernels)
-        kernel = F.pad(weight.contiguous(), (0, right, 0, below))
+            return _turn(kernel.permute(0, 2, 4, 1, 3).flatten(1, 3)[:, :, None], (0, 0), (1, 1), **self._own)
+        kernel = F.pad(self.weight.detach().contiguous(), (0, right, 0, below))
         kernel = kernel.view(self.out_channels, self.in_channels, rows, step, columns, step)
         kernel = kernel.permute(0, 1, 3, 5, 2, 4).flatten(1, 3)  # [out, in * s * s, rows, columns]
-        return _turn(kernel, (0, 0), kernels=kernels, winograd=winograd)
+        return _turn(kernel, (0, 0), (1, 1), **self._own)
 
     def back(self, gradient: Tensor, size: torch.Size, added: Tensor | None = None) -> Tensor:
         """A convolution with turned weights that gives s * s interleaved pictures; or what every row of it gives."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 
@@ -36,10 +36,13 @@ def computes_half(device: torch.device) -> bool:
     """Whether the device multiplies bf16 faster than fp32: a GPU, or a CPU with instructions for it."""
     if device.type != "cpu":
         return device.type == "cuda"
-    if not hasattr(torch.cpu, "get_capabilities") or not torch.backends.mkldnn.is_available():
-        return False
-    able = torch.cpu.get_capabilities()
-    return bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    able = processor()
+    return torch.backends.mkldnn.is_available() and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+
+
+def processor() -> Mapping[str, Any]:
+    """What this machine's CPU can do, in PyTorch's words; empty where that does not tell."""
+    return torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
 
 
 class Device(NamedTuple):

@@ -1,4 +1,5 @@
-/* bf16 numbers on processors with instructions for their products (AVX512-BF16): what pointwise.h and winograd.h need. */
+/* bf16 numbers on processors with instructions for their products (AVX512-BF16): what pointwise_bf16.c and
+ * winograd.h need. */
 #ifndef FEATURE_ATLAS_BF16_H
 #define FEATURE_ATLAS_BF16_H
 

@@ -19,7 +19,7 @@ typedef struct {
                                    is looked at, and to one in the next image */
     int64_t width, height;      /* of what comes out */
     const float *bias;          /* [answers, up to a whole number of groups] */
-    const number *added;      /* as what comes out, or nothing */
+    const number *added;        /* as what comes out, or nothing */
     int rectified;
 } Job;
 
@@ -40,20 +40,20 @@ INLINE void fetch(const Job *job, number *outs, int64_t place) {
 typedef void Answer(const Job *job, const number *pixels, const number *weights, number *outs, int64_t place,
                     int64_t n);
 #define ANSWER(count, columns)                                                                                        \
-    TARGET static void answer_##count##_##columns(const Job *job, const number *pixels, const number *weights,      \
-                                                number *outs, int64_t place, int64_t n) {                           \
-        group sum[ROWS][2], bias[2];                                                                                 \
-        some wanted[2];                                                                                            \
+    TARGET static void answer_##count##_##columns(const Job *job, const number *pixels, const number *weights,        \
+                                                  number *outs, int64_t place, int64_t n) {                           \
+        group sum[ROWS][2], bias[2];                                                                                  \
+        some wanted[2];                                                                                               \
         UNROLLED for (int p = 0; p < count; p++) fetch(job, outs, place + p * job->answers);                          \
         product(count, columns, pixels, job->pixel, weights, job->channels, n ? NULL : pixels + count * job->pixel,   \
                 sum);                                                                                                 \
         UNROLLED for (int m = 0; m < columns; m++) {                                                                  \
-            bias[m] = sums_at(job->bias + n + m * GROUP);                                                     \
-            wanted[m] = some_of(job->answers - n - m * GROUP);                                                         \
+            bias[m] = sums_at(job->bias + n + m * GROUP);                                                             \
+            wanted[m] = some_of(job->answers - n - m * GROUP);                                                        \
         }                                                                                                             \
         UNROLLED for (int p = 0; p < count; p++)                                                                      \
             UNROLLED for (int m = 0; m < columns; m++)                                                                \
-                finish(job, sum[p][m], wanted[m], bias[m], outs, place + p * job->answers + m * GROUP);                 \
+                finish(job, sum[p][m], wanted[m], bias[m], outs, place + p * job->answers + m * GROUP);               \
     }
 TABLE(Answer, answer, ANSWER)
 
@@ -74,8 +74,9 @@ static void strip(const Job *job, const number *maps, const number *weights, num
  * a ReLU.  `first` and `last` count pixels of outs; for the rest see Job; channels are even.  Weights: for every strip
  * of 32 answers (16 where no more are left) [channels / 2, 32, 2]. */
 EXPORT int fa_pointwise_bf16(const number *maps, const number *weights, const float *bias, const number *added,
-                        number *outs, int64_t first, int64_t last, int64_t channels, int64_t answers, int64_t pixel,
-                        int64_t line, int64_t image, int64_t width, int64_t height, int adds, int rectified) {
+                             number *outs, int64_t first, int64_t last, int64_t channels, int64_t answers,
+                             int64_t pixel, int64_t line, int64_t image, int64_t width, int64_t height, int adds,
+                             int rectified) {
     const Job job = {channels, answers, pixel, line, image, width, height, bias, adds ? added : NULL, rectified};
     int64_t one = channels * (int64_t)sizeof(number), rows = rows_at_once(pixel * (int64_t)sizeof(number));
     int64_t most = answers * one <= FEW ? rows : larger(rows, CACHE / one), parts = (last - first + most - 1) / most;

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from feature_atlas_worker import kernels
+from feature_atlas_worker import devices, kernels
 
 #: Sums in a register beside bf16 numbers, as in ``bf16.h``; of those a product takes pairs.
 _GROUP, _PAIR = 16, 2
@@ -50,10 +50,9 @@ def able(precision: torch.dtype) -> bool:
     """
     if precision == torch.float32:
         return kernels.group() >= 8
-    if precision != torch.bfloat16 or not hasattr(torch.cpu, "get_capabilities"):
-        return False
-    processor = torch.cpu.get_capabilities()
-    return bool(processor.get("avx512_bf16") and not processor.get("amx_bf16")) and kernels.multiplies_half()
+    processor = devices.processor()
+    vectors = bool(processor.get("avx512_bf16") and not processor.get("amx_bf16"))
+    return precision == torch.bfloat16 and vectors and kernels.multiplies_half()
 
 
 class Product:

@@ -31,7 +31,8 @@ static void work(void *data) {
 EXPORT int fa_team(Parallel *parallel, Kernel *kernel, const void *maps, const void *weights, const void *bias,
                    const void *added, void *outs, int64_t parts, int64_t count, int64_t a, int64_t b, int64_t c,
                    int64_t d, int64_t e, int64_t f, int64_t g, int adds, int rectified) {
-    Task task = {kernel, {maps, weights, bias, added}, outs, count, parts, 0, {a, b, c, d, e, f, g}, {adds, rectified}, 0};
+    Task task = {kernel, {maps, weights, bias, added}, outs, count, parts, 0, {a, b, c, d, e, f, g}, {adds, rectified},
+                 0};
     parallel(work, &task, (unsigned)parts, 0);
     return task.failed;
 }

@@ -21,8 +21,6 @@ import torch  # noqa: F401 (loads the runtime)
 _RUNTIME = re.compile(r"/lib(g|i)?omp[^/]*\.so[^/]*$")
 _Work = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 _Parallel = ctypes.CFUNCTYPE(None, _Work, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint)
-
-
 #: Whether this process has begun as a copy of another one, whose threads it has not.
 _forked = False
 

@@ -1,6 +1,5 @@
 /* 3 x 3 convolutions of maps [B, height, width, channels], by minimal filtering, F(2 x 2, 3 x 3): 16 products for four
- * answers instead of 36 (Winograd 1980; Lavin and Gray 2016).  For the numbers of bf16.h or fp32.h,
- * as WINOGRAD.
+ * answers instead of 36 (Winograd 1980; Lavin and Gray 2016).  For the numbers of bf16.h or fp32.h, as WINOGRAD.
  *
  * A tile of 4 x 4 pixels is transformed to 16 points, each point's channels are multiplied with its weights, and the 16
  * products are transformed to 2 x 2 answers.  All sums are fp32.  Every tile is summed up in the same order, whatever
@@ -20,19 +19,19 @@ typedef struct {
     int64_t high, wide, answers;                /* of what comes out: height, width, channels */
     int64_t down, across;                       /* its tiles */
     const float *bias;                          /* [answers, up to a whole number of groups] */
-    const number *added;                      /* as what comes out, or nothing */
+    const number *added;                        /* as what comes out, or nothing */
     int rectified;
 } Job;
 
 /* The products of one point: tiles [deep] with its weights, to sums [.., STRIP]. */
 typedef void Multiply(const number *tiles, const number *weights, float *sums, int64_t deep);
 #define MULTIPLY(count, columns)                                                                                      \
-    TARGET static void multiply_##count##_##columns(const number *tiles, const number *weights, float *sums,        \
-                                                  int64_t deep) {                                                     \
-        group sum[ROWS][2];                                                                                          \
+    TARGET static void multiply_##count##_##columns(const number *tiles, const number *weights, float *sums,          \
+                                                    int64_t deep) {                                                   \
+        group sum[ROWS][2];                                                                                           \
         product(count, columns, tiles, deep, weights, deep, NULL, sum);                                               \
         UNROLLED for (int t = 0; t < count; t++)                                                                      \
-            UNROLLED for (int n = 0; n < columns; n++) memcpy(sums + t * STRIP + n * GROUP, &sum[t][n], sizeof(group));     \
+            UNROLLED for (int n = 0; n < columns; n++) memcpy(sums + t * STRIP + n * GROUP, &sum[t][n], sizeof(group));\
     }
 TABLE(Multiply, multiply, MULTIPLY)
 
